@@ -1,9 +1,12 @@
 """The HTTP application: its routes, how errors are answered, and the limits around it."""
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import fastapi
+import pydantic
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -19,11 +22,26 @@ from recjax.serving import (
 from recjax.serving.http_errors import RequestError, error_body, replace_surrogates
 from recjax.serving.service import RecommendationService
 
+
+class ErrorText(pydantic.BaseModel):
+  """An error as OpenAI's clients read it. param: the field that is wrong, if it is one."""
+  message: str
+  type: str
+  param: str | None
+  code: str
+
+
+class ErrorAnswer(pydantic.BaseModel):
+  """Every error's body. detail: the message again."""
+  detail: str
+  error: ErrorText
+
+
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {'description': text} for status, text in (
-        (400, 'not JSON'), (401, 'no or a wrong key'), (404, 'no such model or item'),
-        (409, 'a key that stands for something else'),
-        (408, 'the request came too slowly'), (413, 'too many bytes'),
+    status: {'description': text, 'model': ErrorAnswer} for status, text in (
+        (400, 'not JSON'), (401, 'no or a wrong key'), (403, "another site's page"),
+        (404, 'no such model or item'), (408, 'the request came too slowly'),
+        (409, 'a key that stands for something else'), (413, 'too many bytes'),
         (422, 'a value that is wrong'), (503, 'too many requests; try again'),
         (504, 'no answer in time'))}
 
@@ -38,6 +56,7 @@ def create_app(service: RecommendationService) -> limits.LimitsMiddleware:
                         redirect_slashes=False, responses=ERROR_RESPONSES,
                         description='Recommendations of trained models.')
   app.state.service = service
+  app.openapi = functools.partial(openapi_with_keys, app)
   add_error_handlers(app)
   routes.add_health_routes(app, service)
   routes.add_recommend_routes(app, service)
@@ -58,10 +77,27 @@ def create_app(service: RecommendationService) -> limits.LimitsMiddleware:
       on_request=service.metrics.observe_request)
 
 
+def openapi_with_keys(app: fastapi.FastAPI) -> dict[str, Any]:
+  """Returns the OpenAPI document of `app` with the ways in which a key is sent, made once."""
+  if not app.openapi_schema:
+    schema = get_openapi(title=app.title, version=app.version, routes=app.routes,
+                         description=app.description)
+    schema['components']['securitySchemes'] = {
+        'bearer': {'type': 'http', 'scheme': 'bearer'},
+        'header': {'type': 'apiKey', 'in': 'header', 'name': 'X-API-Key'},
+        'browser': {'type': 'http', 'scheme': 'basic'}}
+    has_key = bool(app.state.service.settings.api_key)
+    schema['security'] = [{name: []} for name in ('bearer', 'header', 'browser') if has_key] or [{}]
+    app.openapi_schema = schema
+  return app.openapi_schema
+
+
 def add_error_handlers(app: fastapi.FastAPI) -> None:
   """Makes `app` answer every error in one form."""
-  def answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error_body(status, replace_surrogates(message)), status, headers)
+  def answer(status: int, message: str, headers: Mapping[str, str] | None = None,
+             param: str | None = None) -> JSONResponse:
+    body = error_body(status, replace_surrogates(message), param and replace_surrogates(param))
+    return JSONResponse(body, status, headers)
 
   @app.exception_handler(RequestError)
   async def request_error(request: Any, error: Any) -> JSONResponse:
@@ -79,5 +115,8 @@ def add_error_handlers(app: fastapi.FastAPI) -> None:
   async def validation_error(request: Any, error: Any) -> JSONResponse:
     problems = error.errors()[:3]
     status = 400 if any(p['type'] == 'json_invalid' for p in problems) else 422
-    return answer(status, '; '.join(
-        f'{".".join(map(str, p["loc"]))[:100]}: {p["msg"][:200]}' for p in problems))
+    places = ['.'.join(str(part) for part in p['loc'])[:100] for p in problems]
+    texts = ['this is not supported; leave it out' if p['type'] == 'extra_forbidden' else
+             p['msg'][:200] for p in problems]
+    return answer(status, '; '.join(map(': '.join, zip(places, texts))),
+                  param=places[0].removeprefix('body.'))

@@ -109,8 +109,7 @@ class LimitsMiddleware:
         urllib.parse.urlsplit(f'//{host}').hostname not in limits.allowed_hosts):
       raise RequestError(421, 'this server does not answer for that host name')
     origin = headers.get('origin')
-    if scope['method'] not in ('GET', 'HEAD', 'OPTIONS') and origin is not None and (
-        urllib.parse.urlsplit(origin).netloc != host):
+    if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
       raise RequestError(403, 'requests of other web sites are not taken')
     if limits.api_key and not hmac.compare_digest(
         request_key(headers).encode(), limits.api_key.encode()):

@@ -3,7 +3,7 @@
 Chat stands in chat_completions.py, RecLM's published routes in reclm_api.py, the demonstration shop
 in demo/.
 """
-from typing import Annotated
+from typing import Annotated, Literal
 
 import fastapi
 import pydantic
@@ -41,6 +41,109 @@ class StrictBody(pydantic.BaseModel):
   model_config = pydantic.ConfigDict(extra='forbid')
 
 
+class Neighbor(pydantic.BaseModel):
+  """An item of the history that `people` who bought the recommended one bought, too."""
+  id: str
+  title: str
+  people: int
+
+
+class Reasons(pydantic.BaseModel):
+  """Why an item: interests it fits, tags it shares with the history, what its buyers bought."""
+  interests: list[str]
+  tags: list[str]
+  neighbors: list[Neighbor]
+
+
+class ShownItem(pydantic.BaseModel):
+  """An item as people are shown it; what it lacks is left out."""
+  id: str
+  title: str
+  brand: str = ''
+  categories: list[str] = []
+  description: str = ''
+  price: float | str = ''
+
+
+class RecommendedItem(ShownItem):
+  """An item with its score, and with reasons where they were asked for."""
+  score: float
+  why: Reasons | None = None
+
+
+class RecommendAnswer(pydantic.BaseModel):
+  """What POST /v1/recommend gives. request_id: by which events name the answer; null where it is
+  to no user. short: fewer than k may come. source: 'popularity' where nothing is known of the
+  history. unknown, unknown_allow: ids of the history, and of `allow`, that the model does not know.
+  catalog: the catalog's version."""
+  request_id: str | None
+  model: str
+  items: list[RecommendedItem]
+  short: bool
+  source: Literal['model', 'popularity']
+  unknown: list[str]
+  unknown_allow: list[str]
+  catalog: int
+
+
+class Tag(pydantic.BaseModel):
+  """A tag of an item."""
+  tag: str
+  weight: float
+
+
+class TagsAnswer(pydantic.BaseModel):
+  """What POST /v1/tags gives: the tags of each item."""
+  model: str
+  tags: dict[str, list[Tag]]
+
+
+class InterestsAnswer(pydantic.BaseModel):
+  """What POST /v1/interests gives. source: 'model' where an endpoint foresaw them. note: why that
+  gave none."""
+  interests: list[str]
+  source: Literal['model', 'local']
+  unknown: list[str]
+  note: str
+
+
+class ModelCard(pydantic.BaseModel):
+  """A run that is served, in OpenAI's form. catalog: its version. converses, tags: what it does
+  besides recommending."""
+  id: str
+  object: Literal['model'] = 'model'
+  created: int
+  owned_by: str = 'recjax'
+  method: str
+  items: int
+  catalog: int
+  ready: bool
+  converses: bool
+  tags: bool
+
+
+class ModelList(pydantic.BaseModel):
+  """All runs that are served."""
+  object: Literal['list'] = 'list'
+  data: list[ModelCard]
+
+
+class Readiness(pydantic.BaseModel):
+  """Whether every model answers: true, false while it compiles, or why it never will."""
+  ready: bool
+  models: dict[str, bool | str]
+
+
+class CatalogState(pydantic.BaseModel):
+  """Which catalog is served. recommended: how many items may come. unknown_to_the_model: items of
+  its file that cannot."""
+  version: int
+  source: str
+  items: int
+  recommended: int
+  unknown_to_the_model: int
+
+
 class RecommendRequest(StrictBody):
   """What POST /v1/recommend takes."""
   history: History = []
@@ -72,12 +175,13 @@ class InterestsRequest(StrictBody):
 def add_health_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
   """Adds to `app` whether the server lives, answers, and how it does. service: what to look at."""
   @app.get('/healthz')
-  async def healthz():
+  async def healthz() -> dict[str, Literal['ok']]:
     """The process answers."""
     return {'status': 'ok'}
 
-  @app.get('/readyz')
-  async def readyz():
+  @app.get('/readyz', response_model=None, responses={
+      200: {'model': Readiness}, 503: {'model': Readiness}})
+  async def readyz() -> JSONResponse:
     """Every model is compiled, and the server is not ending."""
     states = {name: model.failure or model.is_ready for name, model in service.models.items()}
     ready = not service.is_closing and all(state is True for state in states.values())
@@ -88,14 +192,22 @@ def add_health_routes(app: fastapi.FastAPI, service: RecommendationService) -> N
     """Figures for Prometheus."""
     return Response(service.metrics.render(), media_type='text/plain; version=0.0.4')
 
+  def card(name: str) -> ModelCard:
+    model = service.model(name)
+    return ModelCard(
+        id=name, created=int(service.started), method=model.method, items=len(model.snapshot),
+        catalog=model.snapshot.version, ready=model.is_ready,
+        converses=model.chat_model is not None, tags=model.tags is not None)
+
   @app.get('/v1/models')
-  async def models():
+  async def models() -> ModelList:
     """What is served, in OpenAI's form."""
-    return {'object': 'list', 'data': [
-        {'id': name, 'object': 'model', 'created': int(service.started), 'owned_by': 'recjax',
-         'method': m.method, 'items': len(m.snapshot), 'catalog': m.snapshot.version,
-         'ready': m.is_ready, 'converses': m.chat_model is not None, 'tags': m.tags is not None}
-        for name, m in service.models.items()]}
+    return ModelList(data=[card(name) for name in service.models])
+
+  @app.get('/v1/models/{name}')
+  async def model(name: str) -> ModelCard:
+    """One of what is served."""
+    return card(name)
 
 
 def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
@@ -103,7 +215,7 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
 
   Item ids become indices here, on their way in, and ids again in `CatalogSnapshot.describe`.
   """
-  @app.post('/v1/recommend', response_model=None)
+  @app.post('/v1/recommend', response_model=None, responses={200: {'model': RecommendAnswer}})
   async def recommend(body: RecommendRequest, request: fastapi.Request) -> JSONResponse:
     """The best items for a history; ids that the model does not know are left out and named."""
     model = service.model_of_user(body.model, body.user)
@@ -112,10 +224,10 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
       history, unknown = await service.user_history(model, body.user)
     else:
       history, unknown = snapshot.indices(body.history)
+    allow, unknown_allow = snapshot.indices(body.allow or ())
     allowed = allowed_mask(
         snapshot, category=body.category, block=snapshot.indices(body.block)[0], history=history,
-        allow=None if body.allow is None else snapshot.indices(body.allow)[0],
-        exclude_seen=body.exclude_seen)
+        allow=None if body.allow is None else allow, exclude_seen=body.exclude_seen)
     recommended = await service.recommend(request, model, history, body.k, allowed)
     items = [{**snapshot.describe(item), 'score': score} for item, score in recommended]
     if body.why:
@@ -127,42 +239,43 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
     return JSONResponse({  # as it is: FastAPI would copy every value first
         'request_id': request_id, 'model': model.name, 'items': items, 'short': len(items) < body.k,
         'source': 'model' if history else 'popularity', 'unknown': shown_ids(unknown),
-        'catalog': snapshot.version})
+        'unknown_allow': shown_ids(unknown_allow), 'catalog': snapshot.version})
 
   @app.post('/v1/interests')
-  async def interests(body: InterestsRequest):
+  async def interests(body: InterestsRequest) -> InterestsAnswer:
     """What a history is after: by the endpoint that the server was given, or from local words."""
     snapshot = service.model(body.model).snapshot
     history, unknown = snapshot.indices(body.history)
     found = await run_in_threadpool(service.find_interests, snapshot, history)
-    return {'interests': found.interests, 'source': found.source, 'unknown': shown_ids(unknown),
-            'note': replace_surrogates(found.note)[:MAX_NOTE_CHARS]}
+    return InterestsAnswer(
+        interests=list(found.interests), source=found.source, unknown=shown_ids(unknown),
+        note=replace_surrogates(found.note)[:MAX_NOTE_CHARS])
 
   @app.post('/v1/tags')
-  async def tags(body: TagsRequest):
+  async def tags(body: TagsRequest) -> TagsAnswer:
     """The BETags of items with their weights."""
     model = service.model(body.model, 'tags', 'for tags serve the folder of a BETag run')
     tags_by_item = model.tags or {}
-    return {'model': model.name, 'tags': {
+    return TagsAnswer(model=model.name, tags={
         replace_surrogates(str(item)): [
-            {'tag': tag, 'weight': weight} for tag, weight in tags_by_item.get(str(item), ())]
-        for item in body.items}}
+            Tag(tag=tag, weight=weight) for tag, weight in tags_by_item.get(str(item), ())]
+        for item in body.items})
 
 
 def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
   """Adds to `app` another state of the items, without a restart. service: whose catalogs."""
-  def describe(snapshot: CatalogSnapshot):
-    return {'version': snapshot.version, 'source': snapshot.source, 'items': len(snapshot),
-            'recommended': int(snapshot.is_live.sum()),
-            'unknown_to_the_model': snapshot.unknown_items}
+  def describe(snapshot: CatalogSnapshot) -> CatalogState:
+    return CatalogState(
+        version=snapshot.version, source=snapshot.source, items=len(snapshot),
+        recommended=int(snapshot.is_live.sum()), unknown_to_the_model=snapshot.unknown_items)
 
   @app.get('/v1/catalog')
-  async def state(model: str = ''):
+  async def state(model: str = '') -> CatalogState:
     """Which catalog is served."""
     return describe(service.model(model).snapshot)
 
   @app.post('/v1/catalog/reload')
-  async def reload(model: str = ''):
+  async def reload(model: str = '') -> CatalogState:
     """Reads the items file again; where it is broken the old catalog goes on."""
     catalogs = service.model(model).catalogs
     try:
@@ -174,7 +287,7 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
     return describe(snapshot)
 
   @app.post('/v1/catalog/rollback')
-  async def rollback(model: str = ''):
+  async def rollback(model: str = '') -> CatalogState:
     """Returns to the catalog before."""
     return describe(await run_in_threadpool(service.model(model).catalogs.rollback))
 

@@ -71,6 +71,8 @@ class RecommendTest(parameterized.TestCase):
     self.assertEqual((first['id'], first['title'], first['price']), ('i4', 'blue kettle 4', 4.5))
     self.assertEqual(first['why']['tags'], ['tall', 'red'])
     self.assertEqual(self.ask().json()['source'], 'popularity')
+    found = self.ask(allow=['i3', 'nix', 7]).json()
+    self.assertEqual((found['unknown'], found['unknown_allow']), ([], ['nix', '7']))
 
   @parameterized.parameters(
       (dict(k=0), 422, 'greater'), (dict(k=101), 422, 'less'), (dict(k='x'), 422, 'integer'),
@@ -183,6 +185,7 @@ class LimitsTest(parameterized.TestCase):
                           ({'Origin': 'http://127.0.0.1'}, 200), ({'Host': 'evil.example'}, 421)):
       answer = http.post('/v1/recommend', json={}, headers=heads)
       self.assertEqual(answer.status_code, status, heads)
+      self.assertEqual(http.get('/v1/models', headers=heads).status_code, status, heads)
 
   def test_a_full_house(self):
     hold = fake_service.Hold()

@@ -111,7 +111,8 @@ class EventRoutesTest(parameterized.TestCase):
       (dict(user='a\0b'), 'NUL'), (dict(user='\ud800'), 'user'),
       (dict(time='yesterday'), 'time'), (dict(time='2023-11-14T22:13:20'), 'time'),
       (dict(time=-1), 'time'), (dict(time=True), 'time'), (dict(time=1e15), 'time'),
-      (dict(key='x' * 201), 'key'), (dict(price=3), 'price'), (dict(user='x' * 501), 'user'), (dict(events=[]), 'user'))
+      (dict(key='x' * 201), 'key'), (dict(price=3), 'price'),
+      (dict(user='x' * 501), 'user'), (dict(events=[]), 'user'))
   def test_refusals(self, change, words):
     answer = self.http.post('/v1/events', content=json.dumps({**bought(), **change}),
                             headers={'Content-Type': 'application/json'})

@@ -11,6 +11,7 @@ import numpy as np
 from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.evaluation import ranking
+from recjax.methods.reclm import stop_words
 from recjax.serving import server
 from recjax.serving.catalog_snapshot import CatalogVersions
 from recjax.serving.served_model import ServedModel
@@ -47,6 +48,7 @@ class Said:
   seed: int
   tell: Callable | None
   gone: Callable
+  stop: tuple = ()
 
 
 @dataclasses.dataclass
@@ -73,6 +75,7 @@ class Talker:
   def one(self, said):
     item = (said.history[-1] if said.history else 0) % N
     text = f'You said: {said.turns[-1]["content"]}\nTry "{TITLES[item][:40]}".'
+    text = text[:stop_words.stop_at(text, (TITLES[item],), said.stop)]
     for word in re.finditer(r'\S+', text) if said.tell else ():
       if word.start():
         self.before()
@@ -81,7 +84,8 @@ class Talker:
       said.tell(text[:word.end()])
       self.words += 1
     self.ended += 1
-    return Answer(text, (item + 1,), (TITLES[item],))
+    shown = f'"{TITLES[item]}"' in text or len(TITLES[item]) > 40 and not said.stop
+    return Answer(text, (item + 1,), (TITLES[item],)) if shown else Answer(text, (), ())
 
   def asked(self, turns, **how):
     if turns[-1]['role'] != 'user':
