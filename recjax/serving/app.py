@@ -42,7 +42,8 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
         (400, 'not JSON'), (401, 'no or a wrong key'), (403, "another site's page"),
         (404, 'no such model or item'), (408, 'the request came too slowly'),
         (409, 'a key that stands for something else'), (413, 'too many bytes'),
-        (422, 'a value that is wrong'), (503, 'too many requests; try again'),
+        (422, 'a value that is wrong'), (429, 'too many requests of this key'),
+        (503, 'too many requests; try again'),
         (504, 'no answer in time'))}
 
 
@@ -59,22 +60,27 @@ def create_app(service: RecommendationService) -> limits.LimitsMiddleware:
   app.openapi = functools.partial(openapi_with_keys, app)
   add_error_handlers(app)
   routes.add_health_routes(app, service)
+  routes.add_model_routes(app, service)
   routes.add_recommend_routes(app, service)
   event_routes.add_routes(app, service)
   routes.add_catalog_routes(app, service)
   chat_completions.add_routes(app, service)
-  models = list(service.models.values())
-  ranker = next((model for model in models if model.method == 'sequential'), models[0])
-  reclm_api.add_routes(app, ranker.top_items, ranker.snapshot.catalog)
+  names = list(service.models)
+  ranker = next((n for n in names if service.models[n].method == 'sequential'), names[0])
+  reclm_api.add_routes(app, lambda: (service.models[ranker].top_items,
+                                     service.models[ranker].snapshot.catalog))
   api_docs.add_api_docs(app)
   if settings.shop:
     from recjax.serving.demo import shop
     shop.add_routes(app, service)
-  is_local = settings.host in limits.LOCAL_HOSTS
-  return limits.LimitsMiddleware(
-      app, limits.RequestLimits(settings.api_key, limits.LOCAL_HOSTS if is_local else (),
+  is_local = settings.host in limits.LOCAL_HOSTS and not settings.unix_socket
+  middleware = limits.LimitsMiddleware(
+      app, limits.RequestLimits(service.keys, limits.LOCAL_HOSTS if is_local else (),
                                 settings.max_concurrent, settings.body_seconds),
-      on_request=service.metrics.observe_request)
+      on_request=service.observe_request)
+  service.metrics.add_gauge('recjax_running', 'Requests that are being answered',
+                            lambda: middleware.running)
+  return middleware
 
 
 def openapi_with_keys(app: fastapi.FastAPI) -> dict[str, Any]:
@@ -86,8 +92,9 @@ def openapi_with_keys(app: fastapi.FastAPI) -> dict[str, Any]:
         'bearer': {'type': 'http', 'scheme': 'bearer'},
         'header': {'type': 'apiKey', 'in': 'header', 'name': 'X-API-Key'},
         'browser': {'type': 'http', 'scheme': 'basic'}}
-    has_key = bool(app.state.service.settings.api_key)
+    has_key = bool(app.state.service.keys.keys)
     schema['security'] = [{name: []} for name in ('bearer', 'header', 'browser') if has_key] or [{}]
+    schema['paths']['/healthz']['get']['security'] = [{}]
     app.openapi_schema = schema
   return app.openapi_schema
 

@@ -175,6 +175,7 @@ def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
 
     async def shown() -> dict[str, Any]:
       items = described_items(model, reply.result())
+      routes.note(request, model=model.name, items=len(items), user=body.user)
       request_id = body.user and items and await service.record_shown(
           request, body.user, model, [item['id'] for item in items])
       return {'items': items, 'request_id': request_id or None}

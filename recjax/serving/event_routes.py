@@ -7,7 +7,7 @@ import pydantic
 
 from recjax.serving.events import Event, event_key
 from recjax.serving.http_errors import RequestError
-from recjax.serving.routes import StrictBody, UserId, clean_id
+from recjax.serving.routes import StrictBody, UserId, clean_id, note
 from recjax.serving.service import RecommendationService
 
 MAX_EVENTS, MAX_CONFLICTS_SHOWN = 1000, 20
@@ -91,6 +91,7 @@ def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
     """Stores what users did; when this answers, it is on disk. What is sent twice counts once."""
     bodies = body.events if isinstance(body, EventsRequest) else [body]
     rows = [as_event(one) for one in bodies]
+    note(request, events=len(rows))
     written = await service.record(request, rows)
     service.metrics.count_events(row.type for row in rows)
     if written.conflicts:

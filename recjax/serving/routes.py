@@ -3,7 +3,7 @@
 Chat stands in chat_completions.py, RecLM's published routes in reclm_api.py, the demonstration shop
 in demo/.
 """
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import fastapi
 import pydantic
@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from recjax.errors import UserError
 from recjax.serving.catalog_snapshot import CatalogSnapshot
 from recjax.serving.http_errors import replace_surrogates
+from recjax.serving.served_model import ServedModel
 from recjax.serving.service import RecommendationService, allowed_mask
 from recjax.text import interest_terms as local_interests
 
@@ -129,9 +130,11 @@ class ModelList(pydantic.BaseModel):
 
 
 class Readiness(pydantic.BaseModel):
-  """Whether every model answers: true, false while it compiles, or why it never will."""
+  """Whether requests should come. models: which of them answer. reasons: why not, with how far a
+  model that compiles is."""
   ready: bool
-  models: dict[str, bool | str]
+  models: dict[str, bool]
+  reasons: list[str]
 
 
 class CatalogState(pydantic.BaseModel):
@@ -182,32 +185,46 @@ def add_health_routes(app: fastapi.FastAPI, service: RecommendationService) -> N
   @app.get('/readyz', response_model=None, responses={
       200: {'model': Readiness}, 503: {'model': Readiness}})
   async def readyz() -> JSONResponse:
-    """Every model is compiled, and the server is not ending."""
-    states = {name: model.failure or model.is_ready for name, model in service.models.items()}
-    ready = not service.is_closing and all(state is True for state in states.values())
-    return JSONResponse({'ready': ready, 'models': states}, 200 if ready else 503)
+    """Every model is compiled, the database answers, and the server is not ending."""
+    reasons = await run_in_threadpool(service.reasons_not_ready)
+    states = {name: model.is_ready for name, model in service.models.items()}
+    answer = Readiness(ready=not reasons, models=states, reasons=reasons)
+    return JSONResponse(answer.model_dump(), 503 if reasons else 200)
 
   @app.get('/metrics', response_class=Response)
   async def metrics():
     """Figures for Prometheus."""
     return Response(service.metrics.render(), media_type='text/plain; version=0.0.4')
 
-  def card(name: str) -> ModelCard:
-    model = service.model(name)
+
+def add_model_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
+  """Adds to `app` what is served, and its next version without a restart. service: whose models."""
+  def card(model: ServedModel) -> ModelCard:
     return ModelCard(
-        id=name, created=int(service.started), method=model.method, items=len(model.snapshot),
+        id=model.name, created=int(model.opened), method=model.method, items=len(model.snapshot),
         catalog=model.snapshot.version, ready=model.is_ready,
         converses=model.chat_model is not None, tags=model.tags is not None)
 
   @app.get('/v1/models')
   async def models() -> ModelList:
     """What is served, in OpenAI's form."""
-    return ModelList(data=[card(name) for name in service.models])
+    return ModelList(data=[card(model) for model in service.models.values()])
 
   @app.get('/v1/models/{name}')
   async def model(name: str) -> ModelCard:
     """One of what is served."""
-    return card(name)
+    return card(service.model(name))
+
+  @app.post('/v1/models/reload')
+  async def reload(model: str = '') -> ModelCard:
+    """Opens the run's folder anew, warms it up, and switches; the old model answers meanwhile, and
+    goes on where the new one does not work."""
+    return card(await run_in_threadpool(service.reload_model, model))
+
+  @app.post('/v1/models/rollback')
+  async def rollback(model: str = '') -> ModelCard:
+    """Returns to the model before the last reload."""
+    return card(await run_in_threadpool(service.roll_back_model, model))
 
 
 def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
@@ -234,6 +251,9 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
       interests = local_interests.interests(history, snapshot.terms)
       for shown, (item, _) in zip(items, recommended):
         shown['why'] = service.explain(model, item, history, interests)
+    note(request, model=model.name, items=len(items), user=body.user,
+         history=[snapshot.item_id(item) for item in history] if service.settings.log_histories
+         else None)
     request_id = await service.record_shown(
         request, body.user, model, [shown['id'] for shown in items]) if body.user else None
     return JSONResponse({  # as it is: FastAPI would copy every value first
@@ -290,6 +310,14 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
   async def rollback(model: str = '') -> CatalogState:
     """Returns to the catalog before."""
     return describe(await run_in_threadpool(service.model(model).catalogs.rollback))
+
+
+def note(request: fastapi.Request, **notes: Any) -> None:
+  """Notes what the access log says of a request. request: the client's. notes: by name, None for
+  those that are not to be noted."""
+  for name, value in notes.items():
+    if value is not None:
+      setattr(request.state, name, value)
 
 
 def shown_ids(item_ids: list[str | int]) -> list[str]:

@@ -2,10 +2,12 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -30,7 +32,7 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
   """Serves finished runs until SIGTERM or SIGINT.
 
   workdirs: their folders. settings: how; its key is read from RECJAX_API_KEY. chat_data,
-  items_file, later: as `served_model.open_models` takes them. log: prints a line, as `print` does.
+  items_file, later: as `served_model.ModelOpener` takes them. log: prints a line, as `print` does.
 
   Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
@@ -46,8 +48,9 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(one) for one in bind_sockets(settings)]  # as early as that, too
     metrics = Metrics()
-    models = served_model.open_models(folders, chat_data, items_file,
-                                      on_batch=metrics.observe_batch, later=later)
+    opener = served_model.ModelOpener(chat_data, items_file, on_batch=metrics.observe_batch,
+                                      later=later)
+    models = served_model.open_models(folders, opener, functools.partial(log, flush=True))
     for line in served_model.describe_models(models, folders):
       log(line)
     store = EventStore(settings.events)
@@ -55,13 +58,16 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
         'events are forgotten when the server ends')
     service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics,
                                     store)
-    if not key and settings.host not in limits.LOCAL_HOSTS:
+    service.reopen = {name: functools.partial(opener.open, folder)
+                      for name, folder in zip(models, folders)}
+    if not service.keys.keys and settings.host not in limits.LOCAL_HOSTS and (
+        not settings.unix_socket):
       log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
     listen(service, log, sockets)
 
 
 def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
-  """Returns sockets bound to every address of `settings.host`.
+  """Returns sockets bound to every address of `settings.host`, or to `settings.unix_socket`.
 
   settings: host and port. Raises ConfigError where an address cannot be had, or a setting is out of
   its range.
@@ -72,6 +78,8 @@ def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
   if settings.max_concurrent < 1 or not 0 < settings.answer_seconds < float('inf'):
     raise ConfigError(f'--most={settings.max_concurrent} and '
                       f'--timeout={settings.answer_seconds:g}: both must be above 0')
+  if settings.unix_socket:
+    return [bind_unix_socket(settings.unix_socket)]
   try:
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
   except (socket.gaierror, UnicodeError) as error:
@@ -105,6 +113,31 @@ def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
     raise failure or OSError(errno.EADDRNOTAVAIL, 'no address')
 
 
+def bind_unix_socket(path: str) -> socket.socket:
+  """Returns a socket that this user and group may open at `path`; one that a killed server left is
+  replaced. Raises ConfigError where it cannot be, or another program listens there."""
+  one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+  try:
+    if os.path.exists(path):
+      if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ConfigError(f'--unix-socket={path}: a file stands there that is no socket; name '
+                          'another path')
+      with contextlib.suppress(ConnectionRefusedError), (
+          socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as other:
+        other.connect(path)
+        raise ConfigError(f'--unix-socket={path}: another program listens there; name another path')
+      os.unlink(path)
+    one.bind(path)
+    os.chmod(path, 0o660)
+  except (OSError, ConfigError) as error:
+    one.close()
+    if isinstance(error, ConfigError):
+      raise
+    raise ConfigError(f'--unix-socket={path}: {error.strerror or error}; name a path in a folder '
+                      'that can be written, of at most 100 characters') from error
+  return one
+
+
 @contextlib.contextmanager
 def address_errors(settings: ServerSettings, sockets: Iterable[socket.socket]) -> Iterator[None]:
   """Turns what the system says of an address into ConfigError; the sockets are closed then.
@@ -127,15 +160,18 @@ def address_errors(settings: ServerSettings, sockets: Iterable[socket.socket]) -
         error.errno or 0, f'--host={host} --port={port}: {error.strerror or error}')) from error
 
 
-def build_server(service: RecommendationService, warm_up: bool = True) -> Any:
+def build_server(service: RecommendationService, warm_up: bool = True,
+                 log: Callable[..., None] = print) -> Any:
   """Returns the uvicorn.Server of a service.
 
-  service: what answers. warm_up: whether its models are warmed up now.
+  service: what answers. warm_up: whether its models are warmed up now. log: prints a line, as
+  `print` does.
   """
   import uvicorn
   settings = service.settings
+  app = apps.create_app(service)
   config = uvicorn.Config(
-      apps.create_app(service), settings.host, settings.port, http='h11', ws='none',
+      app, settings.host, settings.port, http='h11', ws='none',
       lifespan='off', log_level='warning', access_log=False, server_header=False,
       timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG,
       limit_concurrency=CONNECTIONS_PER_REQUEST * settings.max_concurrent,
@@ -147,6 +183,9 @@ def build_server(service: RecommendationService, warm_up: bool = True) -> Any:
 
     def handle_exit(self, sig: int, frame: Any) -> None:
       self.force_exit = self.should_exit and sig == signal.SIGINT
+      if not self.should_exit:
+        log(f'{signal.Signals(sig).name}: no new connections; {app.running} requests are being '
+            f'answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
       service.is_closing = self.should_exit = True
   if warm_up:
     served_model.warm_up_all(service.models)
@@ -161,14 +200,20 @@ def listen(service: RecommendationService, log: Callable[..., None] = print,
   without them. Raises ConfigError where another program took the port meanwhile.
   """
   settings = service.settings
-  sockets, server = sockets or bind_sockets(settings), build_server(service, warm_up=False)
+  sockets, server = sockets or bind_sockets(settings), build_server(service, False, log)
   for one in sockets:
     with address_errors(settings, sockets):  # who began meanwhile may have the port
       one.listen(BACKLOG)
   served_model.warm_up_all(service.models)
-  host = f'[{settings.host}]' if ':' in settings.host else settings.host
-  url = f'http://{host}:{sockets[0].getsockname()[1]}'
-  log(f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API',
-      flush=True)
+  if settings.unix_socket:
+    log(f'the API is at the socket {settings.unix_socket}', flush=True)
+  else:
+    host = f'[{settings.host}]' if ':' in settings.host else settings.host
+    url = f'http://{host}:{sockets[0].getsockname()[1]}'
+    log(f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API',
+        flush=True)
   server.run(sockets)
+  if settings.unix_socket:
+    os.unlink(settings.unix_socket)
   service.close()
+  log('ended; all that was asked is answered', flush=True)

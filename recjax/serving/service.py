@@ -3,6 +3,8 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import logging
+import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,8 @@ from fastapi.concurrency import run_in_threadpool
 from recjax.data.formats import etegrec
 from recjax.errors import ConfigError, DataError, ServiceError, UserError
 from recjax.serving import limits
+from recjax.serving.access_log import AccessLog
+from recjax.serving.api_keys import ApiKey, KeyRing, read_keys
 from recjax.serving.batcher import Batcher, QueueFull
 from recjax.serving.catalog_snapshot import CatalogSnapshot
 from recjax.serving.events import Event, EventStore, Shown, StoreUnavailable, Written
@@ -35,7 +39,11 @@ class ServerSettings:
   """How a server is run.
 
   host: address to listen on. port: 0 for any free one.
-  api_key: the secret that every request must carry, '' for none.
+  api_key: a secret that every request must carry, '' for none. keys: a file of more of them, as
+  `api_keys.read_keys` reads it. rate, burst: how often whoever needs no key of that file may ask.
+  unix_socket: the path of a socket to listen on instead, '' for none.
+  access_log, log_histories: where requests are logged, as `AccessLog` takes it, '' for nowhere, and
+  whether with histories.
   answer_seconds: that an answer may take. body_seconds: that a client may take to send a body.
   max_concurrent: requests at a time.
   shop: whether the demonstration shop is served too.
@@ -48,6 +56,12 @@ class ServerSettings:
   host: str = '127.0.0.1'
   port: int = 8000
   api_key: str = ''
+  keys: str = ''
+  rate: float = 0.0
+  burst: int = 100
+  unix_socket: str = ''
+  access_log: str = ''
+  log_histories: bool = False
   answer_seconds: float = 60.0
   max_concurrent: int = 256
   body_seconds: float = limits.BODY_SECONDS
@@ -80,15 +94,21 @@ class RecommendationService:
   run. metrics: what is counted. store: the database of events; without it, it is opened as
   `settings.events` says.
 
-  is_closing: whether the server is ending. started: when it began, seconds since 1970. executor:
-  threads in which interests are found.
+  reopen: {name: opens the run anew}, for `reload_model`. is_closing: whether the server is ending.
+  started: when it began, seconds since 1970. executor: threads in which interests are found.
   """
 
   def __init__(self, models: Mapping[str, ServedModel], settings: ServerSettings | None = None,
                metrics: Metrics | None = None, store: EventStore | None = None):
     settings = settings or ServerSettings()
-    self.models, self.settings = models, settings
+    self.models, self.settings = dict(models), settings
+    self.reopen: Mapping[str, Callable[[], ServedModel]] = {}
+    self._earlier_models: dict[str, ServedModel] = {}
+    self._reloading = threading.Lock()
     self.metrics = metrics or Metrics()
+    self.keys = open_keys(settings)
+    self._access_log = settings.access_log and AccessLog(settings.access_log,
+                                                         settings.log_histories)
     self.split = parse_split(settings.split, models)
     self.store = store or EventStore(settings.events)
     self.event_batcher = Batcher(self.store.write, EVENT_BATCH, MAX_WAITING_EVENTS, name='events',
@@ -100,9 +120,9 @@ class RecommendationService:
         timeout=settings.interests_seconds, retries=2) if settings.interests_url else None
     self.metrics.add_gauge(
         'recjax_waiting', 'Requests that wait for a batch',
-        lambda: sum(len(m.batcher) + len(m.chat_batcher or ()) for m in models.values()))
+        lambda: sum(len(m.batcher) + len(m.chat_batcher or ()) for m in self.models.values()))
     self.metrics.add_gauge('recjax_models_ready', 'Models that answer',
-                           lambda: sum(m.is_ready for m in models.values()))
+                           lambda: sum(m.is_ready for m in self.models.values()))
 
   def model(self, name: str = '', capability: str = '', remedy: str = '') -> ServedModel:
     """Returns a model by name, or where there is none the first that can do what is asked.
@@ -124,6 +144,63 @@ class RecommendationService:
       if not capability or getattr(model, capability) is not None:
         return model
     raise RequestError(404, f'no model here can do this; {remedy}')
+
+  def reasons_not_ready(self) -> list[str]:
+    """Returns why the server should get no requests now, nothing where it should. Asks the
+    database."""
+    reasons = [state for model in self.models.values() if (state := model.warm_up_state())]
+    if self.is_closing:
+      reasons.append('the server is ending')
+    try:
+      self.store.check()
+    except StoreUnavailable:
+      reasons.append('the database of events does not answer')
+    return reasons
+
+  def reload_model(self, name: str) -> ServedModel:
+    """Opens the run of a model anew, warms it up beside the old one, which answers meanwhile, and
+    puts it in its place; blocks for as long. The old one is kept for `roll_back_model`.
+
+    name: of the model. Raises RequestError where there is none, or another is being reloaded, and
+    ConfigError where the run does not open or does not work; the old one stays then.
+    """
+    old = self.model(name)
+    if old.name not in self.reopen:
+      raise RequestError(422, f'{old.name} was not opened from a folder')
+    if not self._reloading.acquire(blocking=False):
+      raise RequestError(409, 'a model is being reloaded already; try again')
+    try:
+      try:
+        new = self.reopen[old.name]()
+        new.warm_up()
+      except UserError as error:
+        raise RequestError(422, f'the old {old.name} goes on: {error}') from error
+      except Exception as error:
+        log.exception('%s could not be opened', old.name)
+        raise RequestError(422, f'the old {old.name} goes on: {error}') from error
+      if new.failure:
+        new.close(0)
+        raise RequestError(422, f'the old {old.name} goes on: {new.failure}')
+      if older := self._earlier_models.pop(old.name, None):
+        older.close(self.settings.answer_seconds)
+      self._earlier_models[old.name], self.models[old.name] = old, new
+      return new
+    finally:
+      self._reloading.release()
+
+  def roll_back_model(self, name: str) -> ServedModel:
+    """Puts the model before the last reload back, and keeps the newer one for the next roll-back.
+
+    name: of the model. Raises RequestError where there is none.
+    """
+    current = self.model(name)
+    with self._reloading:
+      if current.name not in self._earlier_models:
+        raise RequestError(422, f'there is no earlier {current.name} to return to')
+      earlier = self._earlier_models[current.name]
+      self._earlier_models[current.name] = self.models[current.name]
+      self.models[current.name] = earlier
+      return earlier
 
   async def answer(self, request: fastapi.Request, batcher: Batcher, query: Any) -> Any:
     """Returns the answer to a query when its batch is done.
@@ -160,6 +237,12 @@ class RecommendationService:
     """
     query = RecommendQuery(history, min(k, len(model.snapshot)), allowed)
     return await self.answer(request, model.batcher, query)
+
+  def observe_request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
+    """Counts and logs one request. scope: of ASGI. status: of the answer. seconds: that it took."""
+    self.metrics.observe_request(scope, status, seconds)
+    if self._access_log:
+      self._access_log.write(scope, status, seconds)
 
   def model_of_user(self, name: str, user: str) -> ServedModel:
     """Returns the model that a user gets.
@@ -209,7 +292,7 @@ class RecommendationService:
     Returns the id by which events name the answer; None where the database is away, which keeps
     nobody from an answer.
     """
-    request_id = uuid.uuid4().hex
+    request_id = getattr(request.state, 'request_id', '') or uuid.uuid4().hex
     shown = Shown(request_id, user, model.name, round(time.time() * 1000), items)
     try:
       await self.record(request, [shown])
@@ -263,17 +346,27 @@ class RecommendationService:
   def close(self) -> None:
     """Answers what waits, and ends."""
     self.is_closing = True
-    for model in self.models.values():
+    for model in (*self.models.values(), *self._earlier_models.values()):
       model.close(self.settings.answer_seconds)
     self.event_batcher.close(self.settings.answer_seconds)
     self.store.close()
     self.executor.shutdown(wait=False, cancel_futures=True)
+    if self._access_log:
+      self._access_log.close()
 
 
 async def wait_for_disconnect(request: fastapi.Request) -> None:
   """Returns when the client of `request` has gone."""
   while (await request.receive())['type'] != 'http.disconnect':
     pass
+
+
+def open_keys(settings: ServerSettings) -> KeyRing:
+  """Returns the keys of a server. settings: its own. Raises ConfigError."""
+  keys = read_keys(settings.keys, os.environ) if settings.keys else ()
+  if settings.api_key:
+    keys = (*keys, ApiKey('default', settings.api_key, settings.rate, settings.burst))
+  return KeyRing(keys, (settings.rate, settings.burst))
 
 
 def store_away(error: StoreUnavailable) -> RequestError:

@@ -35,6 +35,12 @@ def follow(items, offsets):
   return -((np.arange(1, N + 1)[None] - last[:, None] - 1) % N).astype(np.float32)
 
 
+def precede(items, offsets):
+  """As `follow`, the other way round."""
+  last = np.array([items[e - 1] if e > b else 1 for b, e in zip(offsets, offsets[1:])])
+  return -((last[:, None] - np.arange(1, N + 1)[None] - 1) % N).astype(np.float32)
+
+
 @dataclasses.dataclass
 class Said:
   """As reclm.chat_batcher.ChatRequest."""
@@ -129,10 +135,12 @@ def catalog_versions(path=None):
   return CatalogVersions(CATALOG, np.arange(N, 0, -1), path)
 
 
-def service(path=None, batched=True, hold=None, **settings):
+def service(path=None, batched=True, hold=None, reverse=False, **settings):
   """A RecommendationService of two models on one catalog: `ring` has tags, `talk` converses. hold:
-  called before each batch of `ring` is answered."""
+  called before each batch of `ring` is answered. reverse: items go the other way round."""
   recommender, catalogs = ranking.recommender(follow, CATALOG), catalog_versions(path)
+  if reverse:
+    recommender = ranking.recommender(precede, CATALOG)
 
   def held(*given):
     if hold:
