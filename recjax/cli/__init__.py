@@ -16,6 +16,7 @@ from recjax.cli import (
   convert,
   doctor,
   events,
+  mcp,
   prepare,
   recommend,
   run,
@@ -25,10 +26,10 @@ from recjax.cli import (
 from recjax.errors import WorkdirError
 
 VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
-         'events': events, 'doctor': doctor, 'compare': compare, 'blend': blend, 'sweep': sweep,
-         'convert': convert}
+         'events': events, 'mcp': mcp, 'doctor': doctor, 'compare': compare, 'blend': blend,
+         'sweep': sweep, 'convert': convert}
 
-OPEN_ENDED = ('chat', 'serve', 'prepare')  # they wait for people, or tell by themselves
+OPEN_ENDED = ('chat', 'serve', 'mcp', 'prepare')  # they wait for people, or tell by themselves
 
 FIRST_HOUR = """\
 from raw files to recommendations:

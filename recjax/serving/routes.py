@@ -3,6 +3,7 @@
 Chat stands in chat_completions.py, RecLM's published routes in reclm_api.py, the demonstration shop
 in demo/.
 """
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import fastapi
@@ -235,31 +236,7 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
   @app.post('/v1/recommend', response_model=None, responses={200: {'model': RecommendAnswer}})
   async def recommend(body: RecommendRequest, request: fastapi.Request) -> JSONResponse:
     """The best items for a history; ids that the model does not know are left out and named."""
-    model = service.model_of_user(body.model, body.user)
-    snapshot = model.snapshot
-    if body.user and 'history' not in body.model_fields_set:
-      history, unknown = await service.user_history(model, body.user)
-    else:
-      history, unknown = snapshot.indices(body.history)
-    allow, unknown_allow = snapshot.indices(body.allow or ())
-    allowed = allowed_mask(
-        snapshot, category=body.category, block=snapshot.indices(body.block)[0], history=history,
-        allow=None if body.allow is None else allow, exclude_seen=body.exclude_seen)
-    recommended = await service.recommend(request, model, history, body.k, allowed)
-    items = [{**snapshot.describe(item), 'score': score} for item, score in recommended]
-    if body.why:
-      interests = local_interests.interests(history, snapshot.terms)
-      for shown, (item, _) in zip(items, recommended):
-        shown['why'] = service.explain(model, item, history, interests)
-    note(request, model=model.name, items=len(items), user=body.user,
-         history=[snapshot.item_id(item) for item in history] if service.settings.log_histories
-         else None)
-    request_id = await service.record_shown(
-        request, body.user, model, [shown['id'] for shown in items]) if body.user else None
-    return JSONResponse({  # as it is: FastAPI would copy every value first
-        'request_id': request_id, 'model': model.name, 'items': items, 'short': len(items) < body.k,
-        'source': 'model' if history else 'popularity', 'unknown': shown_ids(unknown),
-        'unknown_allow': shown_ids(unknown_allow), 'catalog': snapshot.version})
+    return JSONResponse(await recommendation(service, body, request))  # FastAPI would copy it
 
   @app.post('/v1/interests')
   async def interests(body: InterestsRequest) -> InterestsAnswer:
@@ -280,6 +257,47 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
         replace_surrogates(str(item)): [
             Tag(tag=tag, weight=weight) for tag, weight in tags_by_item.get(str(item), ())]
         for item in body.items})
+
+
+async def recommendation(service: RecommendationService, body: RecommendRequest,
+                         request: fastapi.Request | None) -> dict[str, Any]:
+  """Returns what RecommendAnswer describes.
+
+  service: what answers. body: what is asked. request: the client's, or None. Raises RequestError.
+  """
+  model = service.model_of_user(body.model, body.user)
+  snapshot = model.snapshot
+  history, unknown = await known_history(service, model, body)
+  allow, unknown_allow = snapshot.indices(body.allow or ())
+  allowed = allowed_mask(
+      snapshot, category=body.category, block=snapshot.indices(body.block)[0], history=history,
+      allow=None if body.allow is None else allow, exclude_seen=body.exclude_seen)
+  recommended = await service.recommend(request, model, history, body.k, allowed)
+  items = [{**snapshot.describe(item), 'score': score} for item, score in recommended]
+  if body.why:
+    interests = local_interests.interests(history, snapshot.terms)
+    for shown, (item, _) in zip(items, recommended):
+      shown['why'] = service.explain(model, item, history, interests)
+  note(request, model=model.name, items=len(items), user=body.user,
+       history=[snapshot.item_id(item) for item in history] if service.settings.log_histories
+       else None)
+  request_id = await service.record_shown(
+      request, body.user, model, [shown['id'] for shown in items]) if body.user else None
+  return {'request_id': request_id, 'model': model.name, 'items': items,
+          'short': len(items) < body.k, 'source': 'model' if history else 'popularity',
+          'unknown': shown_ids(unknown), 'unknown_allow': shown_ids(unknown_allow),
+          'catalog': snapshot.version}
+
+
+async def known_history(service: RecommendationService, model: ServedModel, body: RecommendRequest
+                        ) -> tuple[list[int], Sequence[str | int]]:
+  """Returns the history that a request is about, item indices, and the ids that are unknown.
+
+  service: knows users. model: whose indices. body: names a history, or a user. Raises RequestError.
+  """
+  if body.user and 'history' not in body.model_fields_set:
+    return await service.user_history(model, body.user)
+  return model.snapshot.indices(body.history)
 
 
 def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
@@ -312,14 +330,14 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
     return describe(await run_in_threadpool(service.model(model).catalogs.rollback))
 
 
-def note(request: fastapi.Request, **notes: Any) -> None:
-  """Notes what the access log says of a request. request: the client's. notes: by name, None for
-  those that are not to be noted."""
-  for name, value in notes.items():
+def note(request: fastapi.Request | None, **notes: Any) -> None:
+  """Notes what the access log says of a request. request: the client's, or None. notes: by name,
+  None for those that are not to be noted."""
+  for name, value in notes.items() if request else ():
     if value is not None:
       setattr(request.state, name, value)
 
 
-def shown_ids(item_ids: list[str | int]) -> list[str]:
+def shown_ids(item_ids: Sequence[str | int]) -> list[str]:
   """Returns the first of `item_ids`, which a client sent and nobody knows, as they can be sent."""
   return [replace_surrogates(str(item_id)) for item_id in item_ids[:MAX_UNKNOWN_SHOWN]]

@@ -36,10 +36,7 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
 
   Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
-  key = os.environ.get(KEY_ENV, '').strip()
-  if not key.isascii() or not key.isprintable():
-    raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
-                      'characters')
+  key = key_of_environment()
   import uvicorn  # noqa: F401  if it is missing, before models are read, which takes a while
   logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
                       format='%(asctime)s %(levelname)s %(message)s')
@@ -64,6 +61,16 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
         not settings.unix_socket):
       log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
     listen(service, log, sockets)
+
+
+def key_of_environment() -> str:
+  """Returns the key that RECJAX_API_KEY holds, '' for none. Raises ConfigError for one that cannot
+  be used."""
+  key = os.environ.get(KEY_ENV, '').strip()
+  if not key.isascii() or not key.isprintable():
+    raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
+                      'characters')
+  return key
 
 
 def bind_sockets(settings: ServerSettings) -> list[socket.socket]:

@@ -202,18 +202,19 @@ class RecommendationService:
       self.models[current.name] = earlier
       return earlier
 
-  async def answer(self, request: fastapi.Request, batcher: Batcher, query: Any) -> Any:
+  async def answer(self, request: fastapi.Request | None, batcher: Batcher, query: Any) -> Any:
     """Returns the answer to a query when its batch is done.
 
-    request: the client's; where it goes away, the query is taken out of the queue. batcher: the
-    queue. query: what it takes. Raises RequestError.
+    request: the client's; where it goes away, the query is taken out of the queue; None where
+    nobody can go away. batcher: the queue. query: what it takes. Raises RequestError.
     """
     try:
       future = batcher.submit(query)
     except QueueFull as error:
       raise RequestError(503, f'{error}; try again', {'Retry-After': '1'}) from None
     answer = asyncio.wrap_future(future)
-    disconnect = asyncio.ensure_future(wait_for_disconnect(request))
+    disconnect = asyncio.ensure_future(wait_for_disconnect(request) if request else
+                                       asyncio.get_running_loop().create_future())
     try:
       await asyncio.wait({answer, disconnect}, timeout=self.settings.answer_seconds,
                          return_when=asyncio.FIRST_COMPLETED)
@@ -228,12 +229,13 @@ class RecommendationService:
       disconnect.cancel()
       answer.cancel()
 
-  async def recommend(self, request: fastapi.Request, model: ServedModel, history: Sequence[int],
-                      k: int, allowed: np.ndarray) -> list[tuple[int, float]]:
+  async def recommend(self, request: fastapi.Request | None, model: ServedModel,
+                      history: Sequence[int], k: int, allowed: np.ndarray
+                      ) -> list[tuple[int, float]]:
     """Returns (item index, score) of the best items, best first.
 
-    request: the client's. model: which to ask. history: item indices, oldest first. k: how many
-    items. allowed: (N,) bool, which items may come. Raises RequestError.
+    request: the client's, or None. model: which to ask. history: item indices, oldest first. k: how
+    many items. allowed: (N,) bool, which items may come. Raises RequestError.
     """
     query = RecommendQuery(history, min(k, len(model.snapshot)), allowed)
     return await self.answer(request, model.batcher, query)
@@ -273,7 +275,7 @@ class RecommendationService:
     events = await self.ask_store(self.store.history, user, self.settings.history_types)
     return model.training_histories.merge(user, events, model.snapshot.index)
 
-  async def record(self, request: fastapi.Request, rows: Sequence[Event | Shown]) -> Written:
+  async def record(self, request: fastapi.Request | None, rows: Sequence[Event | Shown]) -> Written:
     """Writes events, and returns what became of them when they are on disk.
 
     request: the client's. rows: what to write. Raises RequestError where the database is away.
@@ -283,16 +285,17 @@ class RecommendationService:
       raise store_away(written) from written
     return written
 
-  async def record_shown(self, request: fastapi.Request, user: str, model: ServedModel,
+  async def record_shown(self, request: fastapi.Request | None, user: str, model: ServedModel,
                          items: Sequence[str]) -> str | None:
     """Writes what an answer shows.
 
-    request: the client's. user: an id. model: that recommended. items: ids, the best first.
+    request: the client's, or None. user: an id. model: that recommended. items: ids, the best
+    first.
 
     Returns the id by which events name the answer; None where the database is away, which keeps
     nobody from an answer.
     """
-    request_id = getattr(request.state, 'request_id', '') or uuid.uuid4().hex
+    request_id = request and getattr(request.state, 'request_id', '') or uuid.uuid4().hex
     shown = Shown(request_id, user, model.name, round(time.time() * 1000), items)
     try:
       await self.record(request, [shown])

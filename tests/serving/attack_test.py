@@ -37,8 +37,8 @@ class GuardTest(absltest.TestCase):
                   for m in methods if path != '/healthz']
       self.assertGreater(len(routes), 15)
       more = ('HEAD /', 'GET /docs', 'TRACE /v1/models', 'OPTIONS /v1/recommend', 'GET /none',
-              'GET /static/shop.js', 'GET http://127.0.0.1/readyz', 'GET /readyz?key=secret', 'GET /healthz/',
-              'GET //healthz')
+              'GET /static/shop.js', 'GET http://127.0.0.1/readyz', 'GET /readyz?key=secret',
+              'GET /healthz/', 'GET //healthz')
       for line, key in itertools.product((*routes, *more), (
           'X-Nothing: secret', 'Authorization: Bearer Secret', 'Authorization: Bearer',
           'X-API-Key: secret2', 'Authorization: Basic c2VjcmV0')):

@@ -272,7 +272,8 @@ class OptionsTest(parameterized.TestCase):
   @parameterized.parameters(
       ('prot = 3', {}, 'prot'), ('port = "x"', {}, '--port: invalid int'),
       ('port = ', {}, 'options'), ('most = 0', {}, 'at least 1'),
-      ('', {'RECJAX_SERVE_PROT': '1'}, 'environment'), ('', {'RECJAX_SERVE_SHOP': 'maybe'}, 'true or false'))
+      ('', {'RECJAX_SERVE_PROT': '1'}, 'environment'),
+      ('', {'RECJAX_SERVE_SHOP': 'maybe'}, 'true or false'))
   def test_what_is_wrong_names_where_it_stands(self, text, environment, words):
     with self.assertRaisesRegex(ConfigError, words):
       self.resolved([], environment, text)
