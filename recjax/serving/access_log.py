@@ -39,7 +39,7 @@ class AccessLog:
     notes = scope.get('state', {})
     line = {
         'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds'),
-        'request_id': notes.get('request_id'), 'key': notes.get('key'),
+        'request_id': notes.get('request_id'), 'key': notes.get('key') or None,
         'method': scope['method'], 'route': getattr(scope.get('route'), 'path', None),
         'status': status, 'ms': round(seconds * 1000, 1),
         **{name: notes[name] for name in ('model', 'items', 'events') if name in notes}}

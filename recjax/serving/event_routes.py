@@ -62,13 +62,14 @@ class ForgottenAnswer(pydantic.BaseModel):
 
 
 def kind_of_body(body: Any) -> str:
-  """Returns 'many' for a body with `events`, else 'one'. body: JSON, or what was made of it."""
-  return 'many' if isinstance(body, EventsRequest) or (
-      isinstance(body, dict) and 'events' in body) else 'one'
+  """Returns 'events' for a body with many, else 'event'. body: JSON, or what was made of it."""
+  return 'events' if isinstance(body, EventsRequest) or (
+      isinstance(body, dict) and 'events' in body) else 'event'
 
 
 EventsBody = Annotated[
-    Annotated[EventRequest, pydantic.Tag('one')] | Annotated[EventsRequest, pydantic.Tag('many')],
+    Annotated[EventRequest, pydantic.Tag('event')]
+    | Annotated[EventsRequest, pydantic.Tag('events')],
     pydantic.Discriminator(kind_of_body)]
 
 
@@ -79,8 +80,9 @@ def as_event(body: EventRequest) -> Event:
     time_ms = None if when is None else round(when * 1000)
   else:
     time_ms = round(when.timestamp() * 1000)
-  key = body.key or event_key(body.user, body.item, body.type, time_ms, body.request_id)
-  return Event(key, body.user, body.item, body.type,
+  user, item = str(body.user), str(body.item)
+  key = body.key or event_key(user, item, body.type, time_ms, body.request_id)
+  return Event(key, user, item, body.type,
                round(time.time() * 1000) if time_ms is None else time_ms, body.request_id)
 
 

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import os
 import pathlib
 import secrets
 import tempfile
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+import sqlalchemy.event
+import sqlalchemy.exc
 from sqlalchemy.dialects import postgresql, sqlite
 
 from recjax.errors import ConfigError, ServiceError
@@ -118,7 +121,7 @@ def parse_url(place: str) -> sa.URL:
     return sa.URL.create('sqlite', database=str(pathlib.Path(place).absolute()))
   try:
     url = sa.make_url(place)
-  except (sa.exc.ArgumentError, ValueError) as error:
+  except (sqlalchemy.exc.ArgumentError, ValueError) as error:
     raise ConfigError('--events: this is no URL of a database; give a file, or '
                       'postgresql://USER:PASSWORD@HOST/NAME') from error
   kind = url.drivername.partition('+')[0]
@@ -160,7 +163,9 @@ class EventStore:
     self.engine = sa.create_engine(url, connect_args=options, pool_pre_ping=not self.is_sqlite,
                                    pool_size=8, max_overflow=40)
     if self.is_sqlite:
-      sa.event.listen(self.engine, 'connect', set_up_sqlite)
+      with contextlib.suppress(OSError):  # what users do is for this user alone to read
+        os.close(os.open(url.database or '', os.O_CREAT | os.O_RDWR, 0o600))
+      sqlalchemy.event.listen(self.engine, 'connect', set_up_sqlite)
     with self._errors():
       migrate(self.engine)
 
@@ -168,9 +173,9 @@ class EventStore:
   def _errors(self) -> Iterator[None]:
     try:
       yield
-    except sa.exc.OperationalError as error:
+    except sqlalchemy.exc.OperationalError as error:
       raise StoreUnavailable(f'the database {self.name} does not answer: {error.orig}') from error
-    except sa.exc.TimeoutError as error:
+    except sqlalchemy.exc.TimeoutError as error:
       raise StoreUnavailable(f'the database {self.name} has too much to do') from error
 
   def close(self) -> None:

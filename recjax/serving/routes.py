@@ -245,7 +245,8 @@ def add_recommend_routes(app: fastapi.FastAPI, service: RecommendationService) -
     history, unknown = snapshot.indices(body.history)
     found = await run_in_threadpool(service.find_interests, snapshot, history)
     return InterestsAnswer(
-        interests=list(found.interests), source=found.source, unknown=shown_ids(unknown),
+        interests=list(found.interests), source='model' if found.source == 'model' else 'local',
+        unknown=shown_ids(unknown),
         note=replace_surrogates(found.note)[:MAX_NOTE_CHARS])
 
   @app.post('/v1/tags')
@@ -268,9 +269,10 @@ async def recommendation(service: RecommendationService, body: RecommendRequest,
   model = service.model_of_user(body.model, body.user)
   snapshot = model.snapshot
   history, unknown = await known_history(service, model, body)
+  block, _ = snapshot.indices(body.block)
   allow, unknown_allow = snapshot.indices(body.allow or ())
   allowed = allowed_mask(
-      snapshot, category=body.category, block=snapshot.indices(body.block)[0], history=history,
+      snapshot, category=body.category, block=block, history=history,
       allow=None if body.allow is None else allow, exclude_seen=body.exclude_seen)
   recommended = await service.recommend(request, model, history, body.k, allowed)
   items = [{**snapshot.describe(item), 'score': score} for item, score in recommended]
@@ -333,8 +335,8 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
 def note(request: fastapi.Request | None, **notes: Any) -> None:
   """Notes what the access log says of a request. request: the client's, or None. notes: by name,
   None for those that are not to be noted."""
-  for name, value in notes.items() if request else ():
-    if value is not None:
+  for name, value in notes.items():
+    if request is not None and value is not None:
       setattr(request.state, name, value)
 
 

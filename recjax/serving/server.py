@@ -191,8 +191,8 @@ def build_server(service: RecommendationService, warm_up: bool = True,
     def handle_exit(self, sig: int, frame: Any) -> None:
       self.force_exit = self.should_exit and sig == signal.SIGINT
       if not self.should_exit:
-        log(f'{signal.Signals(sig).name}: no new connections; {app.running} requests are being '
-            f'answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
+        log(f'{signal.Signals(sig).name}: no new connections; what is under way '
+            f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
       service.is_closing = self.should_exit = True
   if warm_up:
     served_model.warm_up_all(service.models)

@@ -107,8 +107,8 @@ class RecommendationService:
     self._reloading = threading.Lock()
     self.metrics = metrics or Metrics()
     self.keys = open_keys(settings)
-    self._access_log = settings.access_log and AccessLog(settings.access_log,
-                                                         settings.log_histories)
+    self._access_log = AccessLog(
+        settings.access_log, settings.log_histories) if settings.access_log else None
     self.split = parse_split(settings.split, models)
     self.store = store or EventStore(settings.events)
     self.event_batcher = Batcher(self.store.write, EVENT_BATCH, MAX_WAITING_EVENTS, name='events',
@@ -295,7 +295,8 @@ class RecommendationService:
     Returns the id by which events name the answer; None where the database is away, which keeps
     nobody from an answer.
     """
-    request_id = request and getattr(request.state, 'request_id', '') or uuid.uuid4().hex
+    request_id = uuid.uuid4().hex if request is None else (
+        getattr(request.state, 'request_id', '') or uuid.uuid4().hex)
     shown = Shown(request_id, user, model.name, round(time.time() * 1000), items)
     try:
       await self.record(request, [shown])

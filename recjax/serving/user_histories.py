@@ -3,10 +3,11 @@ import bisect
 import collections
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from recjax.data import times
+from recjax.data.dataset import Interactions
 from recjax.errors import ConfigError
 from recjax.serving.events import Event
 
@@ -21,12 +22,12 @@ class TrainingHistories:
   """
 
   def __init__(self, dataset: Any):
-    self._interactions = getattr(dataset, 'interactions', None)
+    self._interactions: Interactions | None = getattr(dataset, 'interactions', None)
     users = () if self._interactions is None else self._interactions.users
-    self._rows = {user: row for row, user in enumerate(users)}
+    self._rows: dict[str, int] = {user: row for row, user in enumerate(users)}
     self.unit = time_unit(self._interactions)
 
-  def merge(self, user: str, events: Sequence[Event], index: Mapping[str, int] | Any
+  def merge(self, user: str, events: Sequence[Event], index: Callable[[str], int]
             ) -> tuple[list[int], list[str]]:
     """Returns a user's whole history, oldest first: item indices 1..N, and unknown item ids.
 
@@ -39,15 +40,15 @@ class TrainingHistories:
     row = self._rows.get(user)
     indices = [index(event.item) for event in events]
     unknown = [event.item for event, item in zip(events, indices) if not item]
-    if row is None:
+    data = self._interactions
+    if row is None or data is None:
       return [item for item in indices if item], unknown
-    trained = self._interactions.history(row).tolist()
-    if not self.unit:
+    trained = data.history(row).tolist()
+    if not self.unit or data.times is None:
       known = [item for item in indices if item]
       overlap = next((n for n in range(min(len(known), len(trained)), 0, -1)
                       if trained[-n:] == known[:n]), 0)
       return trained + known[overlap:], unknown
-    data = self._interactions
     start, end = data.offsets[row], data.offsets[row + 1]
     held = collections.Counter(zip(trained, data.times[start:end].tolist()))
     new = []

@@ -21,7 +21,9 @@ def programs():
 @contextlib.contextmanager
 def database(kind):
   """Yields the place of an empty database. kind: one of KINDS. Skips where PostgreSQL is not."""
-  with tempfile.TemporaryDirectory() as folder:
+  # A root of tests has folders that nobody else may enter, and paths of sockets are short.
+  place = '/tmp' if kind == 'postgresql' else None
+  with tempfile.TemporaryDirectory(dir=place) as folder:
     if kind == 'sqlite':
       yield f'{folder}/events.sqlite'
       return

@@ -1,6 +1,7 @@
 """The database of events: what is acknowledged stays, once; who did what; what answers came to."""
 import collections
 import concurrent.futures
+import os
 import random
 import signal
 import subprocess
@@ -125,6 +126,12 @@ class StoreTest(parameterized.TestCase):
       connection.execute(sa.text("update alembic_version set version_num = '9999'"))
     with self.assertRaisesRegex(ConfigError, 'another version of recjax'):
       EventStore(self.place)
+
+  def test_the_file_is_for_its_user_alone(self):
+    store = self.store('sqlite')
+    store.write([[event('k')]])
+    for end in ('', '-wal', '-shm'):
+      self.assertEqual(os.stat(self.place + end).st_mode & 0o777, 0o600)
 
   def test_processes_that_begin_together_make_the_tables_once(self):
     for kind in databases.KINDS:

@@ -302,8 +302,8 @@ class ProcessTest(absltest.TestCase):
       return float(re.search(r'recjax_running (\d)', text)[1]) == 2  # and the one that asks
     self.assertTrue(settled(waits))
     process.send_signal(signal.SIGTERM)
-    self.assertEqual(process.stdout.readline(), 'SIGTERM: no new connections; 1 requests are being '
-                     'answered, for 20 s at most\n')
+    self.assertEqual(process.stdout.readline(), 'SIGTERM: no new connections; what is under way '
+                     '(1) is answered, for 20 s at most\n')
     process.send_signal(signal.SIGUSR1)
     out, said = process.communicate(timeout=LONG)
     thread.join(LONG)

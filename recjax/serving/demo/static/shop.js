@@ -36,11 +36,14 @@ function showError(error) {
   if (error) byId('trouble').textContent = `Something went wrong: ${error.message}`;
 }
 
+let tasksBegun = 0, failedTask = 0;
 const withErrorMessage = task => async (...given) => {
+  const mine = ++tasksBegun;
   try {
     await task(...given);
-    showError(null);
+    if (mine > failedTask) showError(null);  // what went wrong since stays to be read
   } catch (error) {
+    failedTask = tasksBegun;
     showError(error);
   }
 };
