@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from recjax import errors, methods, run_files
+from recjax import errors, file_io, methods, run_files
 from recjax import settings as parser
 from recjax.errors import ConfigError, WorkdirError
 
@@ -113,8 +113,7 @@ def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards: Any = 
   from recjax.training import fault_tolerance
   from recjax.training import workdir as workdir_lib
   if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-    jax.config.update('jax_compilation_cache_dir',
-                      str(pathlib.Path.home() / '.cache' / 'recjax' / 'xla'))
+    jax.config.update('jax_compilation_cache_dir', str(file_io.cache_folder() / 'xla'))
   for key in ('method', 'data', 'preset', 'seed', 'mesh'):
     if key not in cfg:
       raise ConfigError(f'the config has no setting {key!r}; compare it with a file of configs/')

@@ -215,6 +215,12 @@ def parse_json(data: bytes, path: str | os.PathLike, line: int | None = None,
   return value
 
 
+def cache_folder() -> pathlib.Path:
+  """Where recjax keeps what it can make anew: the folder that the variable RECJAX_CACHE names, or
+  ~/.cache/recjax without one."""
+  return pathlib.Path(os.environ.get('RECJAX_CACHE') or pathlib.Path.home() / '.cache' / 'recjax')
+
+
 # Writing: whole, or as it was.
 
 

@@ -3,8 +3,14 @@
 With RECJAX_TYPECHECK=1, as the runner sets it, the annotations of the rooms that compute on arrays
 (types, dtypes and shapes) are checked at every call.
 """
+import atexit
 import os
+import shutil
+import tempfile
 
+if 'RECJAX_CACHE' not in os.environ:  # what a test chose is nobody else's
+  os.environ['RECJAX_CACHE'] = tempfile.mkdtemp(prefix='recjax-cache-')
+  atexit.register(shutil.rmtree, os.environ['RECJAX_CACHE'], ignore_errors=True)
 if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):  # JAX takes one of both
   os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 

@@ -2,12 +2,14 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from recjax import run_files
+from recjax.progress import doing
 
 if TYPE_CHECKING:
+  from recjax.answer_times import AnswerTimes
   from recjax.report.result_plots import Picture
 
 HELP = 'one table of several runs, with paired tests'
@@ -27,6 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--html', default='', help='also write a page, e.g. compare.html')
   parser.add_argument('--plots', default='', metavar='DIR', help='also write the pictures of the '
                       'page into this new folder, each as SVG and, with its numbers, as CSV')
+  parser.add_argument('--answers', action='store_true', help='also measure here how long each run '
+                      'takes to answer, a user alone and many together')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,30 +42,50 @@ def run(args: argparse.Namespace) -> None:
     run_files.absent(args.plots, '--plots', folder=True)
   table = compare.compare(args.workdirs, args.rows.split(',') if args.rows else (), args.against)
   sys.stdout.write(getattr(compare, f'{args.format}_table')(table).rstrip() + '\n')
+  times = measured(args.workdirs, table) if args.answers else {}
   if args.html:
     from recjax.report import html
     run_files.absent(args.html, '--html')  # a comparison takes a while
-    html.write(args.html, page(args.workdirs, table))
+    html.write(args.html, page(args.workdirs, table, times))
     print(f'page: {args.html}')
   if args.plots:
     from recjax.report import result_plots
     with run_files.new_folder(args.plots, '--plots') as fresh:
-      result_plots.save(pictures(args.workdirs, table), fresh)
+      result_plots.save(pictures(args.workdirs, table, times), fresh)
     print(f'pictures: {args.plots}')
 
 
-def pictures(workdirs: Sequence[str], table: dict) -> 'list[Picture]':
+def measured(workdirs: Sequence[str], table: dict) -> 'dict[str, AnswerTimes]':
+  """Prints how long the runs take to answer. workdirs: of the runs. table: as
+  `evaluation.compare.compare` gives it. -> {run: its times}"""
+  from recjax import answer_times
+  times = {}
+  for name, path in zip(table['runs'], workdirs):
+    with doing(f'the timing of {name}'):
+      times[name] = answer_times.of_run(path)
+  sys.stdout.write(f'\nanswers of {answer_times.LIST} items, medians on this machine:\n'
+                   + answer_times.table(times))
+  return times
+
+
+def pictures(workdirs: Sequence[str], table: dict,
+             times: 'Mapping[str, AnswerTimes] | None' = None) -> 'list[Picture]':
   """The pictures of a comparison. workdirs: of the runs. table: as `evaluation.compare.compare`
-  gives it."""
+  gives it. times: {run: how long it takes to answer}, where that was measured."""
   from recjax.report import result_plots
-  first, seconds = [], {}
+  first, costs = [], {kind: {} for kind in result_plots.COSTS}
   for name, path in zip(table['runs'], workdirs):
     results = run_files.need_json(pathlib.Path(path) / 'results.json')
-    took = result_plots.seconds_of(path, results) if results.get('rows') else {}
-    seconds |= {f'{name}:{row}': s for row, s in took.items()}
-    first += [f'{name}:{row}' for row in list(results.get('rows', ()))[:1]]
+    if not results.get('rows'):
+      continue
+    first.append(f'{name}:{next(iter(results["rows"]))}')
+    for kind, cost in result_plots.costs_of(path, results).items():
+      costs[kind] |= {f'{name}:{row}': c for row, c in cost.items()}
+    if times:
+      costs['milliseconds a user, alone'][first[-1]] = times[name].alone
+      costs['milliseconds a user, together'][first[-1]] = times[name].together
   return result_plots.pictures(table, [row for row in first if row in table['rows']],
-                               labels_of(table), seconds)
+                               labels_of(table), costs)
 
 
 def labels_of(table: dict) -> dict[str, str]:
@@ -69,9 +93,10 @@ def labels_of(table: dict) -> dict[str, str]:
   return {row: row.replace(':', ': ', 1) for row in table['rows']}
 
 
-def page(workdirs: Sequence[str], table: dict) -> str:
-  """The page of `recjax compare --html`. table: as `evaluation.compare.compare` gives it. workdirs:
-  of the runs."""
+def page(workdirs: Sequence[str], table: dict,
+         times: 'Mapping[str, AnswerTimes] | None' = None) -> str:
+  """The page of `recjax compare --html`. table: as `evaluation.compare.compare` gives it. workdirs,
+  times: as of `pictures`."""
   from recjax.evaluation import compare
   from recjax.report import html, result_plots, result_tables
   tests = [] if table['against'] else [html.section('Paired tests', html.table(
@@ -86,7 +111,7 @@ def page(workdirs: Sequence[str], table: dict) -> str:
   commands = '\n'.join(run['command'] for run in table['runs'].values() if run['command'])
   notes = [f'{name}: {run["note"]}.' for name, run in table['runs'].items() if run['note']]
   note, labels = compare.note(table), labels_of(table)
-  drawn = html.section('Pictures', result_plots.figures(pictures(workdirs, table)), intro=(
+  drawn = html.section('Pictures', result_plots.figures(pictures(workdirs, table, times)), intro=(
       'The flag --plots=DIR writes them as files, SVG and CSV.'))
   return html.page('Runs compared', ', '.join(workdirs), [
       f'{table["verdict"]}.' if table['verdict'] else '',

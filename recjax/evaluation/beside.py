@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from recjax.data.dataset import Catalog
 from recjax.data.splits import Split
-from recjax.evaluation import baselines, classical, ranking
+from recjax.evaluation import baselines, classical, ranking, settings_store
 from recjax.progress import doing
 
 
@@ -35,7 +35,8 @@ def rank_beside(
   if cfg.classical:
     with doing('the choice of settings for classical rows'):
       made = classical.score_functions(split, classical.titles(catalog), len(split.test),
-                                       cfg.classical_minutes, **options)
+                                       cfg.classical_minutes,
+                                       settings_store.folder(), **options)
     for name, why in made.left_out.items():
       log(f'    row {name} is left out: {why}')
     for name, why in made.untuned.items():

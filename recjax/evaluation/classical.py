@@ -9,6 +9,7 @@ block (B1 is one more), N items, V words, K items of a list.
 import functools
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from recjax.data import splits
 from recjax.data.dataset import Catalog, Interactions
 from recjax.data.splits import Cases, Split
 from recjax.errors import ConfigError
-from recjax.evaluation import baselines, ranking
+from recjax.evaluation import baselines, ranking, settings_store
 from recjax.protocols import AnyArray, ScoreFn
 from recjax.retrieval import bm25
 
@@ -78,15 +79,16 @@ class Rows(NamedTuple):
   counted: dict[str, float]
 
 
-def score_functions(split: Split, item_titles: Sequence[str],
-                    num_cases: int, minutes: float, **options: Any) -> Rows:
+def score_functions(split: Split, item_titles: Sequence[str], num_cases: int, minutes: float,
+                    store: str | os.PathLike | None = None, **options: Any) -> Rows:
   """All classical rows, each with the settings that rank validation users best by NDCG@10.
 
   split: whose training interactions they learn from, and whose cases of validation, at most
   TUNING_USERS of them drawn, choose. item_titles: of items 1..N in order. num_cases: how many cases
   the rows will rank. minutes: of two cores that fitting, choosing and ranking may take, as
-  `counted_seconds` counts them. options: how the rows will be ranked, as `ranking.rank_cases` takes
-  it.
+  `counted_seconds` counts them. store: a folder in which choices are kept and looked up, see
+  `settings_store`; None for none. options: how the rows will be ranked, as `ranking.rank_cases`
+  takes it.
   """
   n_items, train, valid = len(item_titles), split.train, split.valid
   cases = valid and valid.select(splits.drawn_rows(valid, TUNING_USERS, 0))
@@ -97,6 +99,12 @@ def score_functions(split: Split, item_titles: Sequence[str],
   if not cases:
     untuned = {row: 'nobody is held out to choose by' for row, grid in GRIDS.items() if grid}
   kept = [row for row in GRIDS if row not in left_out]
+  grids, known = {row: GRIDS[row] for row in kept}, split.for_choice
+  key = settings_store.key_of(
+      grids, sorted(untuned), list(item_titles), known.items, known.offsets, known.times,
+      cases.users, *cases.histories, cases.targets, cases.as_set, LONGEST,
+      {name: value for name, value in options.items() if name != 'block'}
+  ) if store and cases else ''
 
   def fit(known: Interactions, settings: Mapping[str, Mapping[str, Any]]) -> tuple[dict, dict]:
     makers, rows, chosen = _makers(known, item_titles), {}, {}
@@ -109,9 +117,13 @@ def score_functions(split: Split, item_titles: Sequence[str],
         rows[row], chosen[row] = _choose(maker, GRIDS[row], None if row in untuned else cases,
                                          n_items, options)
     return rows, chosen
-  rows, chosen = fit(split.for_choice, {})
-  if split.refit is not None:
-    rows, _ = fit(split.refit, chosen)
+  rows, chosen = {}, settings_store.read(store, key, grids) if key else {}
+  if not chosen:
+    rows, chosen = fit(known, {})
+    if key:
+      settings_store.write(store, key, chosen)
+  if not rows or split.refit is not None:
+    rows, _ = fit(split.train, chosen)
   untuned = {row: why for row, why in untuned.items() if row in rows}
   return Rows(rows, chosen, left_out, untuned, {
       row: round(sum(seconds[row][:1 if row in untuned else 2]), 3) for row in rows})

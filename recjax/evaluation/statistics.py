@@ -318,6 +318,34 @@ def summarize(
           'power': _power(apart, 'HR@10' if 'HR@10' in metrics else metrics[0])}
 
 
+def slope(values: Shaped[np.ndarray, ' C'], place: Shaped[np.ndarray, ' C'], seed: Any,
+          owners: Int[np.ndarray, ' C'] | None = None, draws: int = 1000
+          ) -> tuple[float, float, float]:
+  """How much values change with each unit of `place`: a line by least squares.
+
+  values, place: one a case. seed: of numpy's generator. owners: as of `by_user`; users are drawn
+  with all their cases. draws: resamples, each user with a Poisson(1) count. -> (slope, low, high),
+  a 95 % percentile interval. Raises DataError where all places are equal.
+  """
+  x = np.asarray(place, float) - np.mean(place)
+  y = np.asarray(values, float)
+  whose = np.arange(len(y)) if owners is None else np.unique(owners, return_inverse=True)[1]
+  sums = np.stack([np.bincount(whose, part) for part in (np.ones_like(x), x, y, x * y, x * x)])
+
+  def fitted(n, x, y, xy, xx):
+    spread = n * xx - x * x
+    with np.errstate(divide='ignore', invalid='ignore'):
+      return np.where(spread > 0, (n * xy - x * y) / spread, np.nan)
+  found = float(fitted(*sums.sum(1)))
+  if math.isnan(found):
+    raise DataError('all cases stand at one place; a line needs two')
+  rng, drawn = np.random.default_rng(seed), []
+  for size in _block_sizes(draws, sums.shape[1]):
+    drawn.append(fitted(*(rng.poisson(1.0, (size, sums.shape[1])) @ sums.T).T))
+  low, high = np.nanquantile(np.concatenate(drawn), [.025, .975])
+  return found, min(float(low), found), max(float(high), found)
+
+
 def in_groups(values: Mapping[str, Shaped[np.ndarray, '...']], seed: Any,
               masks: Mapping[str, Bool[np.ndarray, ' U']],
               owners: Int[np.ndarray, ' C'] | None = None) -> dict[str, dict[str, float]]:

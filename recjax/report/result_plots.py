@@ -20,6 +20,21 @@ from recjax.report import html, plots
 MAIN = 'NDCG@10'
 MOST_CURVES = 6  # rows whose lists of every length are drawn: the table's first and the best
 JUDGING = ('evaluate',)  # stages that are no part of what a row costs
+LEAST = .01  # costs below it are drawn there, since the axis is logarithmic
+# {what the axis says: (name of the picture, what its caption says)}
+COSTS = {
+    'seconds': (
+        'cost', 'seconds: of a run all its stages but the evaluation, as they took on its machine; '
+        'of a classical row fitting, choosing and ranking, as counted from the sizes for two '
+        'cores'),
+    'parameters': ('parameters', 'parameters: of the model that answers, those that are frozen '
+                   'too'),
+    'milliseconds a user, alone': (
+        'alone', 'milliseconds a user, one at a time, medians on the machine of the comparison'),
+    'milliseconds a user, together': (
+        'together', 'milliseconds a user, many at a time, medians on the machine of the '
+        'comparison'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +49,12 @@ class Picture:
 
 
 def pictures(results: Mapping, first: Sequence[str], labels: Mapping[str, str],
-             seconds: Mapping[str, float]) -> list[Picture]:
+             costs: Mapping[str, Mapping[str, float]]) -> list[Picture]:
   """All pictures that a table allows.
 
   results: as `result_tables.results_table` takes it. first: the rows that matter most. labels: row
-  -> what to call it where there is room. seconds: {row: what it took}, of those that are known.
+  -> what to call it where there is room. costs: {key of COSTS: {row: what it takes}}, of the rows
+  for which that is known.
   """
   rows = results['rows']
   metric = MAIN if all(MAIN in cells for cells in rows.values()) else next(iter(
@@ -46,7 +62,8 @@ def pictures(results: Mapping, first: Sequence[str], labels: Mapping[str, str],
   ordered = sorted(rows, key=lambda row: -rows[row][metric]['value'])
   return [_table(rows, ordered, metric, first, labels),
           *_over_k(rows, ordered, metric, first),
-          *_cost(rows, metric, first, seconds)]
+          *(picture for kind in COSTS
+            for picture in _cost(rows, metric, first, kind, costs.get(kind, {})))]
 
 
 def _ends(cell: Mapping) -> tuple[float, float, float]:
@@ -79,18 +96,16 @@ def _over_k(rows: Mapping, ordered: Sequence[str], metric: str,
                   [[row, *point] for row, curve in curves.items() for point in curve])]
 
 
-def _cost(rows: Mapping, metric: str, first: Sequence[str],
-          seconds: Mapping[str, float]) -> list[Picture]:
-  points = {row: (max(seconds[row], .01), *_ends(rows[row][metric])) for row in rows
-            if row in seconds}
+def _cost(rows: Mapping, metric: str, first: Sequence[str], kind: str,
+          cost: Mapping[str, float]) -> list[Picture]:
+  points = {row: (max(cost[row], LEAST), *_ends(rows[row][metric])) for row in rows if row in cost}
   if len(points) < 2:
     return []
-  svg = plots.quality_against_cost(points, 'seconds', metric, highlight=first)
+  name, said = COSTS[kind]
+  svg = plots.quality_against_cost(points, kind, metric, highlight=first)
   return [Picture(
-      'cost', svg, f'{metric} against seconds: of a run all its stages but the evaluation, as they '
-      'took on its machine; of a classical row fitting, choosing and ranking, as counted from the '
-      'sizes for two cores. The line joins what nothing cheaper beats.',
-      ['row', 'seconds', metric, 'low', 'high'], [[row, *point] for row, point in points.items()])]
+      name, svg, f'{metric} against {said}. The line joins what nothing cheaper beats.',
+      ['row', kind, metric, 'low', 'high'], [[row, *point] for row, point in points.items()])]
 
 
 def figures(made: Sequence[Picture]) -> Markup:
@@ -114,12 +129,17 @@ def save(made: Sequence[Picture], folder: str | os.PathLike) -> None:
     html.write(folder / f'{picture.name}.csv', lines.getvalue())
 
 
-def seconds_of(path: str | os.PathLike, results: Mapping[str, Any]) -> dict[str, float]:
-  """What the rows of a run took: its first row as its stages say, classical ones as counted.
+def costs_of(path: str | os.PathLike, results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+  """What the rows of a run cost: its first row as its stages say, classical ones as counted.
 
-  path: the run's folder. results: its results.json.
+  path: the run's folder. results: its results.json. -> {key of COSTS: {row: cost}}
   """
-  stages = [run_files.need_json(done) for done in pathlib.Path(path).glob('stages/*/DONE.json')]
+  stages = [run_files.need_json(done)
+            for done in sorted(pathlib.Path(path).glob('stages/*/DONE.json'))]
+  first = next(iter(results['rows']))
   took = sum(stage['seconds'] for stage in stages if stage['stage'] not in JUDGING)
   counted = results.get('classical', {}).get('counted_seconds', {})
-  return {row: s for row, s in {next(iter(results['rows'])): took, **counted}.items() if s}
+  sizes = [float(str(stage['counts']['parameters']).replace(',', '')) for stage in stages
+           if 'parameters' in stage.get('counts', {})]
+  return {'seconds': {row: s for row, s in {first: took, **counted}.items() if s},
+          'parameters': {first: sizes[-1]} if sizes else {}}  # the last stage's model answers

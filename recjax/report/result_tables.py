@@ -157,7 +157,15 @@ def groups_section(results: Mapping, row: str, metric: str = 'HR@10') -> Section
             [[LIST_METRICS.get(name, name), f'{value:.4f}']
              for name, value in results['lists'].items()], 'What is shown', 'lr'),
       intro=f'{GROUPS_ARE} {number(results["cold_targets"])} test items were never seen in '
-            f'training.{said}')
+            f'training.{said}{_trend(results, row, metric)}')
+
+
+def _trend(results: Mapping, row: str, metric: str) -> str:
+  """How the row's figure changes over the time of the targets, as a sentence; '' where it is not
+  known."""
+  cell = results.get('trend', {}).get(row, {}).get(metric)
+  return cell and (f' With every 30 days from the first target on {metric} of {row} changes by '
+                   f'{cell["value"]:+.4f} [{cell["low"]:+.4f}, {cell["high"]:+.4f}].') or ''
 
 
 def _by_kind(groups: Iterable[str]) -> dict[str, list[str]]:

@@ -63,7 +63,7 @@ def pictures_section(path: pathlib.Path) -> list[Section]:
   if not results or not results.get('rows'):
     return []
   made = result_plots.pictures(results, [next(iter(results['rows']))], result_tables.BESIDE,
-                               result_plots.seconds_of(path, results))
+                               result_plots.costs_of(path, results))
   result_plots.save(made, path / PLOTS)
   return [html.section('Pictures of the table', result_plots.figures(made), intro=(
       f'Each is a file in {PLOTS}/ beside this page, as SVG and, with its numbers, as CSV.'))]

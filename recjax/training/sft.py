@@ -155,8 +155,10 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
       FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed, eval_every=max(1, round(epoch_steps)),
       patience=cfg.patience if valid is not None else 0)
   trained = fit(task, fitting, work)
-  return trained, {'steps': steps, 'samples': len(train.samples),
-                   'trained': layers.count_params(trained), 'tokens an epoch': train.tokens,
+  size = layers.count_params(trained)
+  return trained, {'parameters': size + (layers.count_params(params) if adapted else 0),
+                   'steps': steps, 'samples': len(train.samples), 'trained': size,
+                   'tokens an epoch': train.tokens,
                    'filled': round(train.filled, 3),
                    'shared_prefix': len(train.prefix)}
 

@@ -244,9 +244,10 @@ class GraphTest(absltest.TestCase):
 
 class ChoiceTest(absltest.TestCase):
 
-  def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0):
+  def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0,
+           store=None, **options):
     return classical.score_functions(Split(timed(), valid, CASES, ''), item_titles, len(CASES),
-                                     minutes)
+                                     minutes, store, **options)
 
   def test_validation_chooses(self):
     found = self.rows()
@@ -269,6 +270,43 @@ class ChoiceTest(absltest.TestCase):
     row, settings = classical._choose(maker, grid, cases, N, {})
     self.assertEqual(settings, dict(place=1, other='a'))
     self.assertEqual(ranking.rank_cases(row, cases, N).tolist(), [0])
+
+  def test_what_was_chosen_is_kept_and_read_for_equal_inputs_alone(self):
+    store = pathlib.Path(self.create_tempdir().full_path, 'made', 'here')
+    first = self.rows(store=store)
+    (kept,) = store.iterdir()
+    with mock.patch.object(classical, '_choose', side_effect=AssertionError):
+      again = self.rows(store=store)
+      for row in first.scores:
+        np.testing.assert_array_equal(*(scores(r.scores[row], 1, 2) for r in (first, again)))
+      self.assertEqual(first[1:], again[1:])
+    others = dict(item_titles=('a b', 'b c', 'c d', 'd a', 'f')), dict(
+        valid=CASES.select(np.arange(3))), dict(minutes=0.0000001), dict(mask_history=False)
+    for other in others:
+      self.rows(store=store, **other)
+    self.assertLen(list(store.iterdir()), 1 + len(others))
+    self.rows(store=store, block=7)  # moves no rank
+    self.assertLen(list(store.iterdir()), 1 + len(others))
+    wrong = kept.read_text().replace('"decay": 0', '"decay": 8')
+    for broken in ('', '[]', '{"markov": {}}', wrong):
+      whole = kept.read_text()
+      kept.write_text(broken)
+      self.assertEqual(self.rows(store=store).settings, first.settings)
+      self.assertEqual(kept.read_text(), whole)
+
+  def test_a_store_that_cannot_be_written_is_no_error(self):
+    store = pathlib.Path(self.create_tempdir().full_path, 'file')
+    store.write_text('')
+    self.assertEqual(self.rows(store=store).settings, self.rows().settings)
+
+  def test_what_was_chosen_before_is_fitted_to_the_cut_as_well(self):
+    split = Split(timed(), CASES, CASES, '', splits.prefixes(timed(), np.array([2, 2, 2, 1, 1])))
+    store = self.create_tempdir().full_path
+    made = [classical.score_functions(split, [f'a{i}' for i in range(N)], len(CASES), 5.0, where)
+            for where in (None, store, store)]
+    for row in made[0].scores:
+      for other in made[1:]:
+        np.testing.assert_array_equal(*(scores(m.scores[row], 1, 2) for m in (made[0], other)))
 
   def test_what_has_no_room_is_left_out_with_what_stands_in(self):
     with mock.patch.multiple(classical, MEMORY=3 * 4 * N * N - 1, PAIR_BYTES=1):

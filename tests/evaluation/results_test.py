@@ -19,7 +19,7 @@ from recjax.evaluation import results as results_lib
 from recjax.methods import reclm
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.reclm import evaluate as lists
-from recjax.report import user_examples
+from recjax.report import result_tables, user_examples
 from tests import beside_rows, told
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,6 +83,26 @@ class OutcomeTest(absltest.TestCase):
     self.assertEqual(results['cold_targets'],
                      sum(t not in trained for t in split.test.targets.tolist()))
     self.assertIsNone(results['sd_of_seeds']['HR@10'])
+
+  def test_how_figures_change_over_months(self):
+    hit = np.array([0, 0, 1, 1, 1, 1]) * 50  # the first two users are found, the others are not
+    self.assertNotIn('trend', self.saved(ours=hit))
+    days = np.array([0, 30, 60, 90, 120, 150])
+    late = np.repeat(days, 5) + np.tile([-4, -3, -2, -1, 0], 6)
+    timed = shop()
+    timed = dataclasses.replace(timed, interactions=dataclasses.replace(
+        timed.interactions, times=10**9 + late * 86400))
+    with mock.patch(f'{__name__}.shop', lambda: timed):
+      found = self.saved(ours=hit, random=np.zeros(6, int))
+      cell = found['trend']['ours']['HR@10']
+      self.assertAlmostEqual(cell['value'], np.polyfit(days / 30, hit == 0, 1)[0])
+      self.assertBetween(cell['value'], cell['low'], cell['high'])
+      self.assertEqual(found['trend']['random']['NDCG@10']['value'], 0)
+      section = result_tables.groups_section(found, 'ours')
+      self.assertIn('every 30 days from the first target on HR@10 of ours changes by -0.2286',
+                    section.body)
+      timed.interactions.times[:] //= 3  # two months and less
+      self.assertNotIn('trend', self.saved(ours=hit))
 
   def test_the_closing_table_says_rows_tests_and_protocol(self):
     self.saved(ours=np.array([[0] * 6, [1] * 6]), random=np.arange(6) + 20)

@@ -214,7 +214,7 @@ class BlendTest(parameterized.TestCase):
                     found['blend']['indicator'])
       with self.assertRaisesRegex(ConfigError, '--mode=indicator cannot be: it needs the largest'):
         self.blend('gru', 'classical:text', '--mode=indicator', out='lists')
-    with self.assertRaisesRegex(ConfigError, 'weighs two parts, an ID model and another; 3 are given'):
+    with self.assertRaisesRegex(ConfigError, 'an ID model and another; 3 are given'):
       self.blend('sasrec', 'gru', 'classical:text', '--mode=indicator', out='three')
 
   @long

@@ -109,6 +109,7 @@ class MethodsTest(parameterized.TestCase):
     self.assertStartsWith(results['protocol'], 'global time: train to ')
     return results
 
+  @long
   def test_sasrec_with_a_refit(self):
     results = self.check('sequential_scientific', refit=True, validation='time')
     self.assertIn('validation by time, refitted', results['protocol'])

@@ -17,7 +17,7 @@ class PagesTest(absltest.TestCase):
     room = pathlib.Path(self.create_tempdir().full_path)
     with contextlib.redirect_stdout(sys.stderr):
       experiment.train('configs/sequential_beauty.py', room / 'run', {
-          'train.epochs': 1, 'eval.classical': False})
+          'data': 'sample:1:150', 'train.epochs': 1, 'eval.classical': False})
     browser.call('Page.setBypassCSP', enabled=True)  # for axe-core, not for the page
     browser.go((room / 'run' / 'report.html').as_uri())
     browser.until("document.readyState === 'complete' && document.querySelector('h1') !== null")

@@ -29,11 +29,13 @@ class PicturesTest(absltest.TestCase):
 
   def test_files_hold_every_row_and_number(self):
     folder = self.create_tempdir().full_path
-    made = result_plots.pictures(RESULTS, ['ours'], {'ease': 'EASE'}, {'ours': 60., 'ease': 2.5})
+    made = result_plots.pictures(RESULTS, ['ours'], {'ease': 'EASE'}, {
+        'seconds': {'ours': 60., 'ease': 2.5}, 'parameters': {'ours': 3e6, 'popularity': 1.}})
     result_plots.save(made, f'{folder}/new/plots')
     folder = pathlib.Path(folder) / 'new' / 'plots'
     self.assertEqual(sorted(p.name for p in folder.iterdir()), sorted(
-        f'{name}.{kind}' for name in ('rows', 'by_k', 'cost') for kind in ('csv', 'svg')))
+        f'{name}.{kind}' for name in ('rows', 'by_k', 'cost', 'parameters')
+        for kind in ('csv', 'svg')))
     self.assertEqual(self.read(folder, 'rows.csv'), [
         ['row', 'value', 'low', 'high', 'n'],
         *([row, str(v), str(v * 10 / 11), str(v * 10 / 9), '50'] for row, v in (
@@ -43,9 +45,11 @@ class PicturesTest(absltest.TestCase):
     self.assertEqual(by_k[1][:3], ['ease', '1', str(.7 / 10)])
     self.assertEqual([row[:2] for row in self.read(folder, 'cost.csv')[1:]],
                      [['ours', '60.0'], ['ease', '2.5']])
+    self.assertEqual([row[:2] for row in self.read(folder, 'parameters.csv')],
+                     [['row', 'parameters'], ['ours', '3000000.0'], ['popularity', '1.0']])
     for path in folder.glob('*.svg'):
       words = ''.join(ElementTree.parse(path).getroot().itertext())
-      self.assertIn('EASE' if path.stem == 'rows' else 'ease', words, path)
+      self.assertIn({'rows': 'EASE', 'parameters': 'popularity'}.get(path.stem, 'ease'), words)
 
   def test_all_rows_stand_in_the_picture_of_the_table_and_few_in_that_of_k(self):
     rows = {f'row {i}': cells(.1 + i / 100) for i in range(17)}
@@ -63,12 +67,13 @@ class PicturesTest(absltest.TestCase):
     for number, (stage, seconds) in enumerate((('train', 40.), ('evaluate', 9.))):
       (run / 'stages' / f'{number}-{stage}').mkdir(parents=True)
       (run / 'stages' / f'{number}-{stage}' / 'DONE.json').write_text(
-          json.dumps({'stage': stage, 'seconds': seconds}))
+          json.dumps({'stage': stage, 'seconds': seconds, 'counts': {'parameters': '1,234'}}))
     self.assertEqual(run_section.pictures_section(run), [])
     (run / 'results.json').write_text(json.dumps(RESULTS))
     section, = run_section.pictures_section(run)
     self.assertIn('against seconds', section.body)
     self.assertEqual(self.read(run / 'plots', 'cost.csv')[1][:2], ['ours', '40.0'])
+    self.assertEqual(result_plots.costs_of(run, RESULTS)['parameters'], {'ours': 1234.})
 
   def test_a_folder_that_cannot_be_made(self):
     with mock.patch.object(pathlib.Path, 'mkdir', side_effect=PermissionError(13, 'no')), \

@@ -61,7 +61,8 @@ def stage(work: Workdir, cfg: FrozenConfigDict, dataset: Dataset, base: pathlib.
   inside = folder.resolve().is_relative_to(work.path.resolve())
   name = os.path.relpath(folder, work.folder) if inside else str(folder)
   huggingface.save_adapter(to_host(trained), model.cfg, work.folder, base=name)
-  return {'steps': steps, 'trained': layers.count_params(trained), **batches.counts}
+  return {'parameters': layers.count_params(params) + layers.count_params(trained),
+          'steps': steps, 'trained': layers.count_params(trained), **batches.counts}
 
 
 class SampleBatches:

@@ -208,7 +208,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
       eval_every=max(1, round(steps / cfg.train.epochs)), patience=cfg.train.patience)
   trained = multihost.to_host(fit(task, fit_settings, work))
   save_model(work, cfg, chat_model, llm_dir, trained)
-  return {**counts, 'chat_left_out': num_left_out, 'steps': steps,
+  return {'parameters': count_params(chat_model.variables), **counts,
+          'chat_left_out': num_left_out, 'steps': steps,
           'trained': count_params(trained), 'shared_prefix': len(prefix),
           'rows': len(train.rows), 'row': train.row_tokens,
           **{note: count for note, count in tokenized.notes.items() if count}}
