@@ -166,8 +166,12 @@ class EventStore:
       with contextlib.suppress(OSError):  # what users do is for this user alone to read
         os.close(os.open(url.database or '', os.O_CREAT | os.O_RDWR, 0o600))
       sqlalchemy.event.listen(self.engine, 'connect', set_up_sqlite)
-    with self._errors():
-      migrate(self.engine)
+    try:
+      with self._errors():
+        migrate(self.engine)
+    except BaseException:
+      self.close()
+      raise
 
   @contextlib.contextmanager
   def _errors(self) -> Iterator[None]:

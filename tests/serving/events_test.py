@@ -155,6 +155,19 @@ class StoreTest(parameterized.TestCase):
       other.exec_driver_sql('ALTER TABLE gone RENAME TO events')
     self.assertEqual(store.write([[event('k')]]), [Written(1)])
 
+  def test_connections_that_postgresql_ended_are_made_anew(self):
+    store = self.store('postgresql')
+    store.write([[event('k')]])
+    for _ in range(2):
+      other = EventStore(self.place)
+      with other.engine.begin() as connection:
+        connection.execute(sa.text('select pg_terminate_backend(pid) from pg_stat_activity where '
+                                   'pid <> pg_backend_pid() and backend_type = :kind'),
+                           {'kind': 'client backend'})
+      other.close()
+      self.assertEqual(store.history('u'), [event('k')])
+    self.assertEqual(store.write([[event('k')], [event('l')]]), [Written(0, 1), Written(1)])
+
   @parameterized.parameters(
       ('mysql://x/y', 'SQLite file, or'), ('sqlite://', 'SQLite file, or'),
       ('postgresql://u:secret@127.0.0.1:1/x', 'does not answer'), ('x://y:z:q', 'no URL'),
