@@ -127,7 +127,6 @@ def listen_http(mcp: Any, service: RecommendationService, sockets: list,
   mcp: of `build`. service: what answers. sockets: of `server.bind_sockets`. log: prints a line, as
   `print` does.
   """
-  import uvicorn
   settings = service.settings
   is_local = settings.host in limits.LOCAL_HOSTS
   app = limits.LimitsMiddleware(
@@ -139,7 +138,4 @@ def listen_http(mcp: Any, service: RecommendationService, sockets: list,
     one.listen(server.BACKLOG)
   host = f'[{settings.host}]' if ':' in settings.host else settings.host
   log(f'http://{host}:{sockets[0].getsockname()[1]}{PATH} has the tools', flush=True)
-  uvicorn.Server(uvicorn.Config(
-      app, settings.host, settings.port, http='h11', ws='none', lifespan='on',
-      log_level='warning', access_log=False, server_header=False,
-      timeout_graceful_shutdown=server.SHUTDOWN_SECONDS)).run(sockets)
+  server.uvicorn_server(app, service, log, lifespan='on').run(sockets)

@@ -174,12 +174,24 @@ def build_server(service: RecommendationService, warm_up: bool = True,
   service: what answers. warm_up: whether its models are warmed up now. log: prints a line, as
   `print` does.
   """
+  server = uvicorn_server(apps.create_app(service), service, log)
+  if warm_up:
+    served_model.warm_up_all(service.models)
+  return server
+
+
+def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
+                   log: Callable[..., None], lifespan: str = 'off') -> Any:
+  """Returns the uvicorn.Server of an application.
+
+  app: what it serves. service: what is behind it. log: prints a line, as `print` does. lifespan:
+  'on' where the application wants to be started and ended.
+  """
   import uvicorn
   settings = service.settings
-  app = apps.create_app(service)
   config = uvicorn.Config(
       app, settings.host, settings.port, http='h11', ws='none',
-      lifespan='off', log_level='warning', access_log=False, server_header=False,
+      lifespan=lifespan, log_level='warning', access_log=False, server_header=False,
       timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG,
       limit_concurrency=CONNECTIONS_PER_REQUEST * settings.max_concurrent,
       timeout_graceful_shutdown=SHUTDOWN_SECONDS)
@@ -194,8 +206,6 @@ def build_server(service: RecommendationService, warm_up: bool = True,
         log(f'{signal.Signals(sig).name}: no new connections; what is under way '
             f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
       service.is_closing = self.should_exit = True
-  if warm_up:
-    served_model.warm_up_all(service.models)
   return Server(config)
 
 

@@ -91,9 +91,13 @@ class ToolsTest(parameterized.TestCase):
     process = subprocess.Popen([sys.executable, '-c', SERVER, 'http', *words], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE)
     self.addCleanup(process.stdout.close)
-    self.addCleanup(process.wait)
-    self.addCleanup(process.send_signal, signal.SIGTERM)
+    self.addCleanup(self.ended, process)
     return re.match(r'(http://\S+/mcp) has the tools', process.stdout.readline())[1]
+
+  def ended(self, process):
+    process.send_signal(signal.SIGTERM)
+    self.assertIn('SIGTERM: no new connections', process.stdout.read())
+    self.assertEqual(process.wait(LONG), 0)
 
   def test_http(self):
     self.check(asked(self.started(), whole_trip))
