@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from recjax.errors import UserError
 from recjax.serving import (
@@ -116,7 +117,12 @@ def add_error_handlers(app: fastapi.FastAPI) -> None:
 
   @app.exception_handler(HTTPException)
   async def http_exception(request: Any, error: Any) -> JSONResponse:
-    return answer(error.status_code, str(error.detail), error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:  # of all routes of the path, not of the first one
+      methods = {method for route in app.routes if isinstance(route, Route)
+                 and route.path_regex.match(request.url.path) for method in route.methods or ()}
+      headers['Allow'] = ', '.join(sorted(methods))
+    return answer(error.status_code, str(error.detail), headers)
 
   @app.exception_handler(RequestValidationError)
   async def validation_error(request: Any, error: Any) -> JSONResponse:

@@ -72,7 +72,7 @@ class ChatMessage(OpenAIBody):
 
 class StreamOptions(OpenAIBody):
   """What a stream says besides. include_usage: whether the last chunk counts tokens."""
-  include_usage: bool = False
+  include_usage: pydantic.StrictBool = False
 
 
 StopWord = Annotated[str, pydantic.Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -88,13 +88,13 @@ class ChatCompletionRequest(OpenAIBody):
   """
   messages: Annotated[list[ChatMessage], pydantic.Field(min_length=1, max_length=MAX_MESSAGES)]
   model: str = ''
-  stream: bool | None = False
+  stream: pydantic.StrictBool | None = False
   stream_options: StreamOptions | None = None
-  n: int | None = pydantic.Field(None, ge=1, le=1)
-  max_tokens: int | None = pydantic.Field(None, ge=1, le=MAX_TOKENS)
-  max_completion_tokens: int | None = pydantic.Field(None, ge=1, le=MAX_TOKENS)
-  temperature: float | None = pydantic.Field(None, ge=0, le=2)
-  seed: int | None = pydantic.Field(None, ge=-2**63, lt=2**63)
+  n: routes.Whole | None = pydantic.Field(None, ge=1, le=1)
+  max_tokens: routes.Whole | None = pydantic.Field(None, ge=1, le=MAX_TOKENS)
+  max_completion_tokens: routes.Whole | None = pydantic.Field(None, ge=1, le=MAX_TOKENS)
+  temperature: routes.Number | None = pydantic.Field(None, ge=0, le=2)
+  seed: routes.Whole | None = pydantic.Field(None, ge=-2**63, lt=2**63)
   stop: StopWord | Annotated[list[StopWord], pydantic.Field(max_length=MAX_STOPS)] | None = None
   user: routes.UserId | None = pydantic.Field(
       None, description='an id: without `history` the last turn is about what this user did, as '
@@ -102,9 +102,9 @@ class ChatCompletionRequest(OpenAIBody):
   domain: str = pydantic.Field('', description='which catalog, where several are served')
   history: Annotated[list[routes.ItemId], pydantic.Field(max_length=routes.MAX_HISTORY)] = (
       pydantic.Field([], description='ids of items that the last turn is about'))
-  min_items: int = pydantic.Field(0, ge=0, le=MAX_REQUIRED_ITEMS,
+  min_items: routes.Whole = pydantic.Field(0, ge=0, le=MAX_REQUIRED_ITEMS,
                                   description='items that must come')
-  max_items: int = pydantic.Field(MAX_ITEMS, ge=1, le=MAX_ITEMS,
+  max_items: routes.Whole = pydantic.Field(MAX_ITEMS, ge=1, le=MAX_ITEMS,
                                   description='items that may come')
 
 

@@ -12,6 +12,7 @@ from recjax.serving.service import RecommendationService
 
 MAX_EVENTS, MAX_CONFLICTS_SHOWN = 1000, 20
 LAST_SECOND = 253_402_300_799  # of the year 9999
+TEXT_TIME = pydantic.TypeAdapter(pydantic.AwareDatetime)
 
 
 CleanId = Annotated[
@@ -19,11 +20,21 @@ CleanId = Annotated[
     | pydantic.StrictInt, pydantic.AfterValidator(clean_id)]
 
 
-def only_text(value: Any) -> Any:
-  """Returns a time as it came. Raises ValueError for a number, which has its own limits."""
-  if isinstance(value, int | float):
-    raise ValueError('a number of seconds is 0 or more, and before the year 10000')
-  return value
+def as_time(value: Any) -> int | None:
+  """Returns milliseconds since 1970, None for now. value: what a client sent. Raises ValueError for
+  what is no time."""
+  if value is None:
+    return None
+  if isinstance(value, int | float) and not isinstance(value, bool):
+    if 0 <= value <= LAST_SECOND:
+      return round(value * 1000)
+  elif isinstance(value, str):
+    try:
+      return max(0, round(TEXT_TIME.validate_python(value).timestamp() * 1000))
+    except pydantic.ValidationError:
+      pass
+  raise ValueError('a time is seconds since 1970, up to the year 9999, or a text with its zone, as '
+                   'in 2026-11-30T12:00:00Z')
 
 
 ShortId = Annotated[str, pydantic.Field(max_length=200), pydantic.AfterValidator(clean_id)]
@@ -34,10 +45,10 @@ class EventRequest(StrictBody):
   user: CleanId
   item: CleanId
   type: Literal['view', 'click', 'cart', 'purchase']
-  time: Annotated[pydantic.StrictFloat | pydantic.StrictInt, pydantic.Field(
-      ge=0, le=LAST_SECOND)] | Annotated[pydantic.AwareDatetime, pydantic.BeforeValidator(
-          only_text)] | None = pydantic.Field(
-              None, description='when: seconds since 1970, or a time with its zone; now without it')
+  time: Annotated[Any, pydantic.AfterValidator(as_time), pydantic.WithJsonSchema({'anyOf': [
+      {'type': 'number', 'minimum': 0, 'maximum': LAST_SECOND},
+      {'type': 'string', 'format': 'date-time'}, {'type': 'null'}]})] = pydantic.Field(
+          None, description='when: seconds since 1970, or a time with its zone; now without it')
   request_id: ShortId = pydantic.Field('', description='of the answer that showed the item')
   key: ShortId = pydantic.Field('', description='names the event: what is sent again under it '
                                 'counts once; made of the other fields without it')
@@ -75,15 +86,10 @@ EventsBody = Annotated[
 
 def as_event(body: EventRequest) -> Event:
   """Returns a checked event as it is stored."""
-  when = body.time
-  if when is None or isinstance(when, int | float):
-    time_ms = None if when is None else round(when * 1000)
-  else:
-    time_ms = round(when.timestamp() * 1000)
   user, item = str(body.user), str(body.item)
-  key = body.key or event_key(user, item, body.type, time_ms, body.request_id)
+  key = body.key or event_key(user, item, body.type, body.time, body.request_id)
   return Event(key, user, item, body.type,
-               round(time.time() * 1000) if time_ms is None else time_ms, body.request_id)
+               round(time.time() * 1000) if body.time is None else body.time, body.request_id)
 
 
 def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:

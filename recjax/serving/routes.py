@@ -31,6 +31,16 @@ def clean_id(value: str | int) -> str:
   return text
 
 
+def as_number(value: Any) -> Any:
+  """Returns a number, or null, as it came. Raises ValueError for a text, true or false, which
+  pydantic would turn into a number."""
+  if isinstance(value, str | bool):
+    raise ValueError('a number is needed, an integer where things are counted, no text or boolean')
+  return value
+
+
+Whole = Annotated[int, pydantic.BeforeValidator(as_number)]
+Number = Annotated[float, pydantic.BeforeValidator(as_number)]
 UserId = Annotated[str, pydantic.Field(max_length=500), pydantic.AfterValidator(clean_id)]
 ItemId = Annotated[pydantic.StrictStr, pydantic.Field(max_length=500)] | pydantic.StrictInt
 FilterItems = Annotated[list[ItemId], pydantic.Field(max_length=MAX_FILTER_ITEMS)]
@@ -154,14 +164,15 @@ class RecommendRequest(StrictBody):
   user: UserId = pydantic.Field(
       '', description='an id: without `history` it is what the training data and the events say of '
       'this user; which model answers goes by it, too, where the server splits users')
-  k: int = pydantic.Field(10, ge=1, le=MAX_K, description='how many items')
+  k: Whole = pydantic.Field(10, ge=1, le=MAX_K, description='how many items')
   model: str = pydantic.Field('', description='which run; the first where none is named')
   category: str | None = pydantic.Field(None, description='only items of it: one part of their '
                                         'list, or a path parted by commas')
   allow: FilterItems | None = pydantic.Field(None, description='only these items')
   block: FilterItems = pydantic.Field([], description='not these items')
-  exclude_seen: bool = pydantic.Field(True, description='not the items of the history')
-  why: bool = pydantic.Field(False, description='with reasons')
+  exclude_seen: pydantic.StrictBool = pydantic.Field(
+      True, description='not the items of the history')
+  why: pydantic.StrictBool = pydantic.Field(False, description='with reasons')
 
 
 class TagsRequest(StrictBody):

@@ -79,7 +79,10 @@ class RecommendTest(parameterized.TestCase):
       (dict(model='no'), 404, 'ring, talk'), (dict(category='no'), 422, 'kitchen'),
       (dict(histroy=[]), 422, 'histroy'), (dict(history=[[]]), 422, 'history'),
       (dict(history=['i1'] * 10_001), 422, '10000'), (dict(history=['x' * 501]), 422, '500'),
-      (dict(history=[True]), 422, 'history'), (dict(history=None), 422, 'history'))
+      (dict(history=[True]), 422, 'history'),
+      (dict(k='5'), 422, 'k'), (dict(k=True), 422, 'k'),
+      (dict(why=0), 422, 'why'), (dict(exclude_seen='yes'), 422, 'exclude_seen'),
+      (dict(history=None), 422, 'history'))
   def test_refusals(self, body, status, what):
     answer = self.ask(**body)
     self.assertEqual(answer.status_code, status, answer.text)

@@ -39,8 +39,9 @@ class ChatTest(parameterized.TestCase):
       (dict(messages=[{'role': 'user', 'content': 'x' * 20_001}]), 422),
       (dict(messages=[{'role': 'user', 'content': 'x'}] * 201), 422), (dict(n=2), 422),
       (dict(n=0), 422), (dict(temperature=3), 422), (dict(max_tokens=0), 422),
-      (dict(max_items=11), 422), (dict(min_items=-1), 422), (dict(model='no'), 404),
-      (dict(model='ring'), 422), (dict(seed=2**63), 422), (dict(messages=[
+      (dict(max_items=11), 422), (dict(min_items=False), 422), (dict(stream='yes'), 422),
+      (dict(seed='7'), 422), (dict(max_items=5.0), 200), (dict(min_items=-1), 422),
+      (dict(model='no'), 404), (dict(model='ring'), 422), (dict(seed=2**63), 422), (dict(messages=[
           {'role': 'user', 'content': [{'type': 'image_url', 'image_url': 'x'}]}]), 422),
       (dict(messages=[{'role': 'user', 'content': [{'type': 'text', 'text': 'hi'}]}]), 200))
   def test_refusals(self, body, status):

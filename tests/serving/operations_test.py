@@ -177,6 +177,16 @@ class HealthTest(absltest.TestCase):
     return answer.json()['reasons']
 
 
+class MethodsTest(absltest.TestCase):
+
+  def test_a_405_names_what_the_path_takes(self):
+    http = app_test.client()
+    for path, want in (('/shop/history', 'DELETE, GET'), ('/v1/recommend', 'POST'),
+                       ('/v1/models/ring', 'GET')):
+      answer = http.put(path)
+      self.assertEqual((answer.status_code, answer.headers['allow']), (405, want))
+
+
 class ReloadTest(absltest.TestCase):
 
   def setUp(self):
