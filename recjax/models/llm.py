@@ -118,6 +118,11 @@ class Config:
     return self.table_rows or self.vocab
 
   @property
+  def stored(self) -> str:
+    """The types that weights are kept in, for people."""
+    return self.param_dtype + (f', kernels {self.quantize}' if self.quantize != 'none' else '')
+
+  @property
   def lora_scale(self) -> float:
     """What an adapter's product A B is multiplied with."""
     return self.lora_alpha / self.lora_rank

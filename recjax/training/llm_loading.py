@@ -106,7 +106,8 @@ def shape_of(cfg: ConfigDict, **adapter: Any) -> llm.Config:
   if not cfg.llm.weights:
     raise ConfigError('llm.weights is empty, so there is no model to count; add '
                       '--config.llm.weights=FOLDER, or use the sample preset')
-  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights),
+                             quantize=cfg.llm.quantize, **adapter)
 
 
 def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pathlib.Path,
