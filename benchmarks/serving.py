@@ -247,7 +247,7 @@ async def under_load(args, pid):
   await asyncio.sleep(max(0, end - time.monotonic() - args.seconds / 50))
   after = figures(pid)
   await asyncio.gather(*clients)
-  count = sum(map(len, tally.times.values()))
+  count = sum(tally.statuses.values())
   print(f'{args.clients} clients, {args.seconds:g} s, {count:,} requests, '
         f'{count / args.seconds:.0f} a second; statuses '
         + ', '.join(f'{s}: {n:,}' for s, n in sorted(tally.statuses.items())))

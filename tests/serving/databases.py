@@ -1,5 +1,6 @@
 """Databases of events for tests: SQLite in a folder, and a PostgreSQL that is started here."""
 import contextlib
+import itertools
 import os
 import pathlib
 import pwd
@@ -18,33 +19,57 @@ def programs():
   return next((place for place in places if (place / 'postgres').exists()), None)
 
 
-@contextlib.contextmanager
-def database(kind):
-  """Yields the place of an empty database. kind: one of KINDS. Skips where PostgreSQL is not."""
-  # A root of tests has folders that nobody else may enter, and paths of sockets are short.
-  place = '/tmp' if kind == 'postgresql' else None
-  with tempfile.TemporaryDirectory(dir=place) as folder:
+class Databases:
+  """Empty databases, each of its own; PostgreSQL starts with the first that is wanted."""
+
+  def __init__(self):
+    self.stack, self.numbers, self.host = contextlib.ExitStack(), itertools.count(), None
+
+  def close(self):
+    self.stack.close()
+
+  def place(self, kind):
+    """The place of a new database. kind: one of KINDS. Skips where PostgreSQL is not."""
     if kind == 'sqlite':
-      yield f'{folder}/events.sqlite'
-      return
-    bin_folder = programs()
-    if bin_folder is None:
+      folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+      return f'{folder}/events.sqlite'
+    self.host = self.host or self.start()
+    name = f'd{next(self.numbers)}'
+    self.call('createdb', '-h', self.host, '-U', 'recjax', name)
+    return f'postgresql://recjax@/{name}?host={self.host}'
+
+  def start(self):
+    """Starts PostgreSQL. -> the folder of its socket"""
+    if programs() is None:
       raise unittest.SkipTest('PostgreSQL is not installed')
-    command, environment = [], {**os.environ, 'LC_ALL': 'C'}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+    # A root of tests has folders that nobody else may enter, and paths of sockets are short.
+    folder = self.stack.enter_context(tempfile.TemporaryDirectory(dir='/tmp'))
+    if os.geteuid() == 0:
       user = pwd.getpwnam('nobody')
       os.chown(folder, user.pw_uid, user.pw_gid)
-      command = ['setpriv', f'--reuid={user.pw_uid}', f'--regid={user.pw_gid}', '--clear-groups']
+    data = ('-D', f'{folder}/data')
+    self.call('initdb', *data, '-U', 'recjax', '-A', 'trust', '-E', 'UTF8', '--no-sync')
+    self.call('pg_ctl', *data, '-w', '-l', f'{folder}/log', '-o',
+              f"-c listen_addresses='' -k {folder}", 'start')
+    self.stack.callback(self.call, 'pg_ctl', *data, '-w', '-m', 'immediate', 'stop')
+    return folder
 
-    def call(program, *words):
-      done = subprocess.run([*command, bin_folder / program, '-D', f'{folder}/data', *words],
-                            env=environment, cwd='/', stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, timeout=120)
-      assert done.returncode == 0, done.stdout
-    call('initdb', '-U', 'recjax', '-A', 'trust', '-E', 'UTF8', '--no-sync')
-    call('pg_ctl', '-w', '-l', f'{folder}/log', '-o', f"-c listen_addresses='' -k {folder}",
-         'start')
-    try:
-      yield f'postgresql://recjax@/postgres?host={folder}'
-    finally:
-      call('pg_ctl', '-w', '-m', 'immediate', 'stop')
+  def call(self, program, *words):
+    """Runs a program of PostgreSQL, which refuses to be run by root."""
+    user = pwd.getpwnam('nobody')
+    command = ['setpriv', f'--reuid={user.pw_uid}', f'--regid={user.pw_gid}',
+               '--clear-groups'] if os.geteuid() == 0 else []
+    done = subprocess.run([*command, programs() / program, *words], cwd='/', timeout=120,
+                          env={**os.environ, 'LC_ALL': 'C'}, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+
+
+class WithDatabases(unittest.TestCase):
+  """Tests that want databases. databases: that `setUpClass` makes."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.databases = Databases()
+    cls.addClassCleanup(cls.databases.close)

@@ -39,10 +39,10 @@ def event(key, user='u', item='a', type='purchase', time_ms=1000, request_id='')
   return Event(key, user, item, type, time_ms, request_id)
 
 
-class StoreTest(parameterized.TestCase):
+class StoreTest(parameterized.TestCase, databases.WithDatabases):
 
   def store(self, kind):
-    self.place = self.enterContext(databases.database(kind))
+    self.place = self.databases.place(kind)
     store = EventStore(self.place)
     self.addCleanup(store.close)
     return store
@@ -135,9 +135,8 @@ class StoreTest(parameterized.TestCase):
 
   def test_processes_that_begin_together_make_the_tables_once(self):
     for kind in databases.KINDS:
-      with self.subTest(kind), databases.database(kind) as place, (
-          concurrent.futures.ThreadPoolExecutor(4)) as pool:
-        for store in pool.map(EventStore, [place] * 4):
+      with self.subTest(kind), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for store in pool.map(EventStore, [self.databases.place(kind)] * 4):
           self.assertEqual(store.report(), [])
           store.close()
 
@@ -178,12 +177,12 @@ class StoreTest(parameterized.TestCase):
     self.assertNotIn('secret', str(caught.exception))
 
 
-class KillTest(parameterized.TestCase):
+class KillTest(parameterized.TestCase, databases.WithDatabases):
 
   @parameterized.parameters(('sqlite', 2), ('postgresql', 2), ('sqlite', 12), ('postgresql', 12))
   @long_but(0)
   def test_what_was_acknowledged_is_there_after_kill_9(self, kind, lives):
-    place = self.enterContext(databases.database(kind))
+    place = self.databases.place(kind)
     acknowledged, rng = collections.Counter(), random.Random(lives)
     for life in range(lives):
       with subprocess.Popen([sys.executable, '-c', WRITER, place, str(life)], text=True,

@@ -11,6 +11,7 @@ import unittest
 from absl.testing import absltest, parameterized
 
 from recjax.serving import mcp_server
+from tests.long import long
 from tests.serving import fake_service
 from tests.serving.fake_service import LONG
 
@@ -18,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SERVER = '''
 import sys
 from recjax.serving import mcp_server, server
+from tests.long import long
 from tests.serving import fake_service
 service = fake_service.service(port=0, api_key=sys.argv[2] if sys.argv[2:] else '')
 tools = mcp_server.build(service)
@@ -102,6 +104,7 @@ class ToolsTest(parameterized.TestCase):
   def test_http(self):
     self.check(asked(self.started(), whole_trip))
 
+  @long
   def test_http_with_a_key_and_from_foreign_pages(self):
     import httpx
     url = self.started('secret')

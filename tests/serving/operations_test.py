@@ -20,6 +20,7 @@ from recjax.errors import ConfigError
 from recjax.serving import api_keys, server
 from recjax.serving.api_keys import ApiKey, KeyRing, TokenBucket
 from recjax.serving.service import ServerSettings
+from tests.long import long
 from tests.serving import app_test, fake_service
 from tests.serving.fake_service import LONG, settled
 
@@ -321,6 +322,7 @@ class ProcessTest(absltest.TestCase):
     self.assertEqual((process.returncode, out, said),
                      (0, 'ended; all that was asked is answered\n', ''))
 
+  @long
   def test_a_unix_socket(self):
     path = f'{self.create_tempdir().full_path}/s'
     stale = socket.socket(socket.AF_UNIX)
