@@ -303,7 +303,8 @@ def sequential_epoch(case: Case, kind: str) -> Program:
     params = begin(key)
     return {'params': params, 'opt': tx.init(params)}
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  seqs = jax.ShapeDtypeStruct((cfg.train.batch * case.epoch + 1, model.max_history + 1), jnp.int32)
+  wide = (model.max_history + 1) * (1 + (model.time == 'bias'))
+  seqs = jax.ShapeDtypeStruct((cfg.train.batch * case.epoch + 1, wide), jnp.int32)
   run = jax.jit(jax.vmap(functools.partial(sequential.epoch, cfg, tx, loss, case.epoch),
                          (0, 0, None, None, None, 0)), donate_argnums=0)
   state = jax.eval_shape(jax.vmap(init), keys)
@@ -341,11 +342,18 @@ def ground(case: Case) -> Program:
   return Program(nearest.nearest, (case.whole(vectors), case.whole(queries), 20))
 
 
+def in_8_bits(program: Callable[[Case], Program], case: Case) -> Program:
+  """A program over frozen kernels in 8 bits."""
+  return program(dataclasses.replace(case, shape=dataclasses.replace(case.shape, quantize='int8')))
+
+
 PROGRAMS: dict[str, Callable[[Case], Program]] = {
     'lora_step': lora_step, 'full_step': full_step, 'group_beams': group_beams,
+    'lora_step_int8': functools.partial(in_8_bits, lora_step),
+    'group_beams_int8': functools.partial(in_8_bits, group_beams),
     'title_beams': title_beams, 'valid_beams': valid_beams, 'lookahead_beams': lookahead_beams,
     'sample': sample, 'item_mode': item_mode, 'tiger_epoch': tiger_epoch,
     'tiger_beams': tiger_beams, 'rqvae_steps': rqvae_steps,
     **{f'{kind}_epoch': functools.partial(sequential_epoch, kind=kind)
-       for kind in ('sasrec', 'gru4rec', 'bert4rec')},
+       for kind in ('sasrec', 'gru4rec', 'bert4rec', 'hstu')},
     'rank_items': rank_items, 'score_items': score_items, 'ground': ground}

@@ -2,8 +2,7 @@
 
   pip install -e '.[aot-tpu]'     # libtpu; or '.[aot-gpu]', the CUDA plugin and ptxas
   python -m benchmarks.accelerators [--programs=lora_step,sample] [--targets=v5e,h200]
-      [--shape=small|135m|0.5b|8b] [--mesh=fsdp:2,model:4] [--quantize=int8]
-      [--rank=64 --rows=16 ...] [--save]
+      [--shape=small|135m|0.5b|8b] [--mesh=fsdp:2,model:4] [--rank=64 --rows=16 ...] [--save]
 
 Nothing is allocated and nothing runs; no device and no driver is needed. Per program: seconds of
 the compiler, peak bytes of a device beside the cost model's, FLOP of products, kernels (of one step
@@ -176,7 +175,6 @@ def main() -> None:
   parser.add_argument('--shape', default='small', choices=programs.SHAPES)
   parser.add_argument('--mesh', default='', help="sizes of axes, e.g. 'fsdp:2,model:4'")
   parser.add_argument('--remat', default='dots')
-  parser.add_argument('--quantize', default='none', help="'int8' for frozen kernels in 8 bits")
   parser.add_argument('--save', action='store_true', help='keep the figures in the table')
   parser.add_argument('--out', type=pathlib.Path, help='a JSON file for the figures')
   sizes = {f.name: f.default for f in dataclasses.fields(programs.Case)
@@ -185,8 +183,7 @@ def main() -> None:
     parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=value)
   args = parser.parse_args()
   axes = {k: int(v) for k, v in (part.split(':') for part in args.mesh.split(',') if part)}
-  shape = dataclasses.replace(programs.SHAPES[args.shape], remat=args.remat,
-                              quantize=args.quantize)
+  shape = dataclasses.replace(programs.SHAPES[args.shape], remat=args.remat)
   results = {}
   print(HEADING, flush=True)
   for target in args.targets.split(','):
