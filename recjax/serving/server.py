@@ -10,7 +10,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from recjax.errors import ConfigError
 from recjax.serving import app as apps
@@ -181,7 +181,7 @@ def build_server(service: RecommendationService, warm_up: bool = True,
 
 
 def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
-                   log: Callable[..., None], lifespan: str = 'off') -> Any:
+                   log: Callable[..., None], lifespan: Literal['on', 'off'] = 'off') -> Any:
   """Returns the uvicorn.Server of an application.
 
   app: what it serves. service: what is behind it. log: prints a line, as `print` does. lifespan:
