@@ -25,7 +25,7 @@ LAYERS = (
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
-            'transformers': 'text/tokenizer.py', 'duckdb': 'data/prepare/duckdb_engine.py',
+            'transformers': 'text/tokenizer.py', 'duckdb': 'data/duckdb_database.py',
             'tensorflow_datasets': 'data/array_record.py', 'grain': 'data/array_record.py',
             'apache_beam': 'data/prepare/beam_engine.py', 'gguf': 'gguf_file.py'}
 INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',

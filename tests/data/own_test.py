@@ -94,7 +94,12 @@ class OwnTest(parameterized.TestCase):
                        'u,a,1700000001,1700000002\n')
     self.refused('table', path2, says=['timestamp, shipped_ts could do'])
     path2 = self.write('parts.csv', 'user_id,item_id,date,time\nu,a,2024-01-02,10:00\n')
-    self.refused('table', path2, says=['date and hour must stand in one column'])
+    data = self.good('table', path2, says=['column `date+time` (found by its name)'])
+    self.assertEqual(data.interactions.times.tolist(), [1704189600])
+    path2 = self.write('hours.csv', 'user_id,item_id,date,from,to\nu,a,2024-01-02,10:00,11:00\n')
+    self.refused('table', path2, says=['date, from, to could do', '--columns=time=DATE+HOUR'])
+    data = self.good('table', path2, '--columns=time=date+to')
+    self.assertEqual(data.interactions.times.tolist(), [1704193200])
     for flag, want in (('--columns=time=created_at', ['b', 'a']), ('--order=file', ['a', 'b']),
                        ('--columns=time=updated_at', ['a', 'b'])):
       self.assertEqual(self.history(self.good('table', path, flag)), want, flag)
@@ -164,7 +169,10 @@ class OwnTest(parameterized.TestCase):
     data = self.good('table', log, f'--items={items}', '--encoding=latin-1')
     self.assertEqual(data.catalog.columns['title'],
                      ['Say "hi" & go', 'Ends "so"', 'a; b', 'For\xeat'])
-    self.refused('table', log, f'--items={items}', says=['--encoding=cp1252'])
+    data = self.good('table', log, f'--items={items}', says=[
+        "read as cp1252, guessed from letters as in 'For\xeat' (cp1250 would read 'For\u0119t': "
+        '--encoding=cp1250)'])
+    self.assertEqual(data.catalog.columns['title'][3], 'For\xeat')
     self.refused('table', log, '--encoding=klingon', says=['none that is'])
 
   def test_lists_and_junk_in_cells(self):
@@ -246,10 +254,10 @@ class OwnTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('x.csv', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'Git LFS'),
-      ('x.json', b'[\n {"user_id": "u"}\n]', 'one JSON array'),
-      ('x.jsonl', b'[{"user_id": "u"}]', 'one JSON array'),
+      ('x.json', b'[\n {"user_id": "u"}\n]', 'which column is the item? It has user_id'),
+      ('x.jsonl', b'[{"user_id": "u"}', 'JSON array that is cut off'),
       ('x.json', b'{\n "u": ["i"]\n}', 'one JSON object over many lines'),
-      ('x.csv', b'PK\x03\x04....', 'a zip archive'), ('x.csv', b'PAR1....', 'a Parquet file'),
+      ('x.csv', b'PK\x03\x04....', 'a zip archive'), ('x.csv', b'PAR1....', 'as Parquet'),
       ('x.csv', b'\n<!DOCTYPE html><html>', 'a web page'), ('x.csv', b'a,b\r1,2\r', 'CR alone'),
       ('x.csv', b'196,242,3,881250949\n186,302,3,891717742\n', '--header'))
   def test_files_of_another_kind_are_named(self, name, data, what):
