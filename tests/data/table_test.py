@@ -164,7 +164,7 @@ class TableTest(parameterized.TestCase):
 
   def test_mistakes_in_the_mapping_are_named(self):
     path = self.interactions('person,thing,when,stars')
-    for columns, why in (('', r'log.csv: which column is the user\?.*person, thing.*--columns=user'),
+    for columns, why in (('', r'log.csv: which column is the user\?.*person, thing.*--columns='),
                          ('user=persons', "no column 'persons'; it has person, thing"),
                          ('user', 'OURS=THEIRS'), ('users=person', "'users' is none of")):
       with self.assertRaisesRegex(ConfigError, why):

@@ -151,7 +151,7 @@ def _note_lines(report: dict) -> list[str]:
       left = ', '.join(f'`{name}`' for name in notes.get('ignored', ()))
       lines.append(f'Columns of {what}: {taken}' + (f'; not read: {left}' if left else '') + '.')
     if 'events' in notes:
-      counts = ', '.join(f'{name or "(empty)"} {count:,}' for name, count in notes['events'].items())
+      counts = ', '.join(f'{name or "(empty)"} {n:,}' for name, n in notes['events'].items())
       lines.append(f'Events: {counts}' + (f'; {notes["counted"]}.' if 'counted' in notes else '.'))
     lines += [f'{count:,} rows do not count: {reason}.'
               for reason, count in notes.get('left_out', {}).items()]

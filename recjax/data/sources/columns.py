@@ -53,10 +53,10 @@ _ROLES = {
             r'käufer|besteller|cliente|usuario|comprador|acheteur|utilisateur|utente|usuário|klant|'
             r'gebruiker|kund|bruker|bruger|asiakas|klienta?|użytkownik|zákazník|müşteri|kullanıcı|'
             r'πελάτης|клиент\w*|покупател\w*|пользовател\w*',
-    'item': r'items?|products?|articles?|artikel|produkte?|sku|asin|isbn|ean|gtin|stock|goods|movie|'
-            r'book|track|song|news|recipe|producto|artículo|articulo|produit|référence|prodotto|'
-            r'articolo|produto|artigo|varen?|tuote|towaru?|produktu?|zboží|ürün|προϊόν|товара?|'
-            r'артикул',
+    'item': r'items?|products?|articles?|artikel|produkte?|sku|asin|isbn|ean|gtin|stock|goods|'
+            r'material|movie|book|track|song|news|recipe|producto|artículo|articulo|produit|référence|'
+            r'prodotto|articolo|produto|artigo|varen?|tuote|towaru?|produktu?|zboží|ürün|προϊόν|'
+            r'товара?|артикул',
 }
 _CJK = {'user': ('顧客', '会員', 'ユーザー', '客户', '用户', '会员', '고객', '회원', '사용자'),
         'item': ('商品', '品番', '产品', '상품', '제품')}

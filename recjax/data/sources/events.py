@@ -144,7 +144,7 @@ class Rule:
         name in (value.casefold(), kind_of(value)) for value in self.seen)]
     if lacking and '(others)' not in self.seen:
       raise ConfigError(f'--events: no row is {", ".join(lacking)}; column {self.event!r} has '
-                        f'{", ".join(self.seen)}')
+                        f'{", ".join(self.seen)}, and the kinds are {", ".join(KINDS)}')
 
 
 def calendar_notes(days: collections.Counter) -> list[str]:
@@ -183,4 +183,5 @@ def counting(rows: Iterator[raw_reader.InteractionRow], per_second: int, notes: 
     if width and row[2] is not None and row[2][2] is not None:
       days[row[2][2] // width] += 1
     yield row
-  notes['calendar'] = calendar_notes(days) if len(days) > 0 else []
+  if told := calendar_notes(days):
+    notes['calendar'] = told
