@@ -34,7 +34,8 @@ def sqlite_address(path: pathlib.Path) -> str:
 
 def without_password(address: str) -> str:
   """The `address` of a database as it may be shown."""
-  return re.sub(r'(//[^/@:]*):[^@]*@', r'\1@', address.partition('?')[0])
+  shown = re.sub(r'(//[^/@:]*):[^@]*@', r'\1@', address.partition('?')[0])
+  return shown.removeprefix('sqlite:///file:')
 
 
 @contextlib.contextmanager

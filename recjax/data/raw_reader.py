@@ -35,6 +35,7 @@ TICK_LINES = 1 << 16      # between two reports of progress
 SEPARATORS = {'.csv': ',', '.tsv': '\t', '.txt': '\t', '.inter': '\t', '.item': '\t', '.dat': '::'}
 JSON_LINES = ('.jsonl', '.json', '.jsonline', '.ndjson')
 ROWS = ('.parquet', '.xlsx', '.xls', '.xlsb', '.xlsm', '.ods', '.sqlite', '.sqlite3', '.db', '.db3')
+ARRAY = '[]'  # behind the name of a file that is one JSON array
 PACKED = ('.gz', '.zst')
 UNQUOTED = ('.inter', '.item')
 INDEX = '(no name)'  # a first column without one: the numbers of rows, as pandas writes them
@@ -92,11 +93,11 @@ def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str 
   where the name's ending does not say it. encoding: of texts; UTF-16 is found without it. literal:
   lines may be Python dicts, which are read without running anything. tick: is told how far it is.
   skip: lines above the names of the columns. kind: the ending that counts, that of `path` without
-  it; '.json[]' is a JSON array. Raises DataError where the file itself cannot be read, ConfigError
+  it; '.json' + ARRAY is a JSON array. Raises DataError where the file itself cannot be read, ConfigError
   for an unknown kind.
   """
   ending = kind or file_kind(path)
-  if ending == '.json[]':
+  if ending == '.json' + ARRAY:
     return _json_array(path)
   if ending == '.parquet' and not sep:
     return _parquet(path, tick)
@@ -123,6 +124,8 @@ def require_file(path: Path, where: str) -> None:
 
 def row_place(path: Path, number: int) -> str:
   """Where the row numbered `number` of the table at `path` stands, for messages."""
+  if str(path).endswith(ARRAY):
+    return f'{str(path).removesuffix(ARRAY)} entry {number}'
   kind = file_kind(path)
   return f'{path} {"row" if kind in ROWS else "line" if kind else "entry"} {number}'
 

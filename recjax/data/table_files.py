@@ -50,6 +50,11 @@ class Table:
   found: tuple[str, ...] = ()
   hidden: str = dataclasses.field(default='', repr=False)
 
+  @property
+  def place(self) -> str:
+    """What `raw_reader.row_place` names rows by."""
+    return self.path + raw_reader.ARRAY * self.kind.endswith(raw_reader.ARRAY)
+
   def read(self, header: Sequence[str] = (), literal: bool = False,
            tick: raw_reader.Tick | None = None) -> Iterator[raw_reader.Row]:
     """Its rows, as `raw_reader.read`, which says what `header`, `literal` and `tick` are."""
@@ -89,7 +94,7 @@ def open_table(path: raw_reader.Path, sep: str = '', encoding: str = '', part: s
   if not sep and kind in ('.jsonl', '') or head.lstrip()[:1] in (b'{', b'['):
     first = next((line for _, line in raw_reader.read_lines(path) if line and line.strip()), b'')
     if first.lstrip()[:1] == b'[' and file_io.whole_json(first):
-      return Table(str(path), '.json[]', found=('a JSON array',))
+      return Table(str(path), '.json' + raw_reader.ARRAY, found=('a JSON array',))
     if kind == '.jsonl' or first.lstrip()[:1] == b'{':
       return Table(str(path), '.jsonl', found=('JSON Lines',))
   return _text_table(path, sep, encoding, fits)

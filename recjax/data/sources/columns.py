@@ -60,8 +60,8 @@ _ROLES = {
 }
 _CJK = {'user': ('顧客', '会員', 'ユーザー', '客户', '用户', '会员', '고객', '회원', '사용자'),
         'item': ('商品', '品番', '产品', '상품', '제품')}
-_ID = (r'ids?|no|nr|num|number|code|key|nummer|numéro|numero|número|codice|codigo|código|kod|číslo|'
-       r'numer|номер|код|ид|hash|uuid|guid|sku|ref|lineitem|κωδικός|du|de|del|of')
+_ID = (r'ids?|n|no|nr|pseudo|num|number|code|key|nummer|numéro|numero|número|codice|codigo|código|'
+       r'kodu?|číslo|numer|номер|код|ид|hash|uuid|guid|sku|ref|lineitem|κωδικός|du|de|del|of')
 _CJK_ID = ('id', '番号', 'コード', '编号', '编码', '号', '번호', '코드')
 _BY_MAIL = ('email', 'e_mail', 'mail', 'customer_email', 'user_email')
 _NUMBERS = re.compile(r'(?<![a-z])(ids?|no|nr|num|number|code|sku|asin|isbn|ean|gtin|phone|zip|plz|'

@@ -29,8 +29,9 @@ KINDS = {
 }
 LISTED = 30     # values of a column of events that are told one by one
 ENOUGH = 14     # days with interactions that tell what is usual
-GAP_DAYS = 3
-FAR = 10        # times the usual is a gap, or a spike
+GAP_DAYS = 3    # at least
+FAR_APART = 5   # times the usual distance is a gap
+MANY = 10       # times the usual number is a spike
 SPIKE_ROWS = 50
 
 
@@ -153,12 +154,12 @@ def calendar_notes(days: collections.Counter) -> list[str]:
     return []
   ordered = sorted(days)
   steps = [b - a for a, b in zip(ordered, ordered[1:])]
-  wide = max(GAP_DAYS, FAR * statistics.median(steps))
+  wide = max(GAP_DAYS, FAR_APART * statistics.median(steps))
   gaps = sorted(((b - a - 1, a + 1, b - 1) for a, b in zip(ordered, ordered[1:])
                  if b - a - 1 >= wide), reverse=True)
   usual = statistics.median(days.values())
   spikes = [(count, day) for day, count in days.most_common(4)
-            if count >= max(SPIKE_ROWS, FAR * usual)]
+            if count >= max(SPIKE_ROWS, MANY * usual)]
   notes = [f'gap: no interaction from {_day(first)} to {_day(last)} ({length} days)'
            for length, first, last in gaps[:3]]
   if len(gaps) > 3:

@@ -94,7 +94,7 @@ class _Log:
     self.how: dict[str, str] = {}
     if table.headless and not self.names:
       self.names = self._guessed_names()
-    self.sample, first = peek(table.read(self.names), table.path)
+    self.sample, first = peek(table.read(self.names), table.place)
     named = column_names.parse_pairs(columns)
     self.columns = choose_columns(first, INTERACTION_NAMES, named, table.path, '--columns',
                                   ('user', 'item'), ask, self.how)
@@ -235,7 +235,7 @@ class _Log:
     whole = [name for name, column in self.ids.items() if column.whole()]
     rating = WEIGHT if self.rule.weighted else self.columns['rating']
     return raw_reader.to_interactions(
-        self.table.path, self._counting(rows), self.columns['user'], self.columns['item'],
+        self.table.place, self._counting(rows), self.columns['user'], self.columns['item'],
         self.columns['time'], rating, self.parser, ids, whole)
 
   def _counting(self, rows: Iterator[raw_reader.Row]) -> Iterator[raw_reader.Row]:
@@ -341,7 +341,7 @@ class _Items:
   def __init__(self, table: table_files.Table, columns: str, list_sep: str,
                notes: dict | None = None):
     self.table, self.list_sep, self.how = table, list_sep, {}
-    self.sample, first = peek(table.read(literal=True), table.path)
+    self.sample, first = peek(table.read(literal=True), table.place)
     self.names = choose_columns(first, ITEM_NAMES, column_names.parse_pairs(columns), table.path,
                                 '--item-columns', ('item',), asking.refuse, self.how)
     self.notes = {} if notes is None else notes
@@ -373,7 +373,7 @@ class _Items:
   def rows(self) -> Iterator[raw_reader.ItemRow]:
     """All items."""
     whole, decimal = self.told
-    yield from raw_reader.to_items(self.table.path, self.table.read(literal=True),
+    yield from raw_reader.to_items(self.table.place, self.table.read(literal=True),
                                    self.names['item'], self._taken, self.notes, decimal, whole)
 
   def preview(self) -> list[str]:
@@ -382,7 +382,7 @@ class _Items:
     roles = {ours: theirs for ours, theirs in self.names.items() if theirs}
     heads = ['item', *(ours for ours in roles if ours != 'item')]
     items = raw_reader.to_items(
-        self.table.path, iter([(n, row, '') for n, row in self.sample[:10 * SHOWN]]),
+        self.table.place, iter([(n, row, '') for n, row in self.sample[:10 * SHOWN]]),
         self.names['item'], self._taken, cleaning.new_counts(), decimal, whole)
     rows = []
     for _, _, item, _ in items:
@@ -403,7 +403,7 @@ def peek(rows: Iterator[raw_reader.Row], path: str) -> tuple[list[tuple[int, dic
   good = [(number, row) for number, row, _ in sample if row is not None]
   if not good:
     where = f', e.g. {raw_reader.row_place(path, sample[0][0])}: {sample[0][2]}' if sample else ''
-    raise DataError(f'{path} holds no row that can be read{where}.')
+    raise DataError(f'{path.removesuffix(raw_reader.ARRAY)} holds no row that can be read{where}.')
   return good, {**dict.fromkeys(name for _, row in good for name in row), **good[0][1]}
 
 
