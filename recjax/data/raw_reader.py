@@ -34,7 +34,7 @@ MAX_QUOTED_LINES = 100    # that a quoted text of a table may go over
 TICK_LINES = 1 << 16      # between two reports of progress
 SEPARATORS = {'.csv': ',', '.tsv': '\t', '.txt': '\t', '.inter': '\t', '.item': '\t', '.dat': '::'}
 JSON_LINES = ('.jsonl', '.json', '.jsonline', '.ndjson')
-ROWS = ('.parquet', '.xlsx', '.xls', '.xlsb', '.xlsm', '.ods', '.sqlite', '.sqlite3', '.db', '.db3')
+ROWS = ('.parquet', '.xlsx', '.xls', '.xlsb', '.xlsm', '.ods', '.sqlite', '.sqlite3', '.db')
 ARRAY = '[]'  # behind the name of a file that is one JSON array
 PACKED = ('.gz', '.zst')
 UNQUOTED = ('.inter', '.item')
@@ -93,8 +93,8 @@ def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str 
   where the name's ending does not say it. encoding: of texts; UTF-16 is found without it. literal:
   lines may be Python dicts, which are read without running anything. tick: is told how far it is.
   skip: lines above the names of the columns. kind: the ending that counts, that of `path` without
-  it; '.json' + ARRAY is a JSON array. Raises DataError where the file itself cannot be read, ConfigError
-  for an unknown kind.
+  it; '.json' + ARRAY is a JSON array. Raises DataError where the file itself cannot be read,
+  ConfigError for an unknown kind.
   """
   ending = kind or file_kind(path)
   if ending == '.json' + ARRAY:

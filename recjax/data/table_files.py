@@ -137,7 +137,7 @@ def _database(address: str, part: str, fits: Fits,
 
 def _text_table(path: pathlib.Path, sep: str, encoding: str, fits: Fits) -> Table:
   """A text whose columns are parted by a sign. sep, encoding, fits: as of `open_table`."""
-  encoding, found = (encoding, []) if encoding else find_encoding(path)
+  encoding, found = (encoding, []) if encoding else find_encoding(path, fits)
   decode = raw_reader.byte_encoding(encoding)
   lines = [line.decode(decode, 'replace').rstrip('\r\n') for _, line in itertools.islice(
       raw_reader.read_lines(path, encoding=encoding), SNIFFED_LINES) if line is not None]
@@ -194,10 +194,11 @@ def has_names(line: str, sep: str) -> bool:
   return not any(re.fullmatch(r'[\d.,:/ +-]*', field) for field in fields[1:])
 
 
-def find_encoding(path: pathlib.Path) -> tuple[str, list[str]]:
+def find_encoding(path: pathlib.Path, fits: Fits) -> tuple[str, list[str]]:
   """The encoding of the text at `path`, and how it was told, in words.
 
-  UTF-8 where most lines with letters beyond ASCII are; else what explains those letters best.
+  UTF-8 where most lines with letters beyond ASCII are; else what explains those letters best, and
+  where several do, makes names of columns that `fits` knows, or is most usual.
   """
   good, odd = 0, []
   for _, line in itertools.islice(raw_reader.read_lines(path), ENCODING_LINES):
@@ -221,6 +222,9 @@ def find_encoding(path: pathlib.Path) -> tuple[str, list[str]]:
   alike = {name: str(match) for match in matches if match.chaos <= matches[0].chaos + ALIKE
            for name in (match.encoding, *match.could_be_from_charset)}
   names = [name for name in ENCODINGS if name in alike]
+  if names:  # the first such line may be that of the names
+    names.sort(key=lambda name: not _by_names([odd[0].decode(name, 'replace').strip()], SEPARATORS,
+                                              fits))
   if not names:
     raise ConfigError(f'{path} is not UTF-8, and what it is cannot be told; name it, as in '
                       '--encoding=cp1252')

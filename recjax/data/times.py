@@ -44,9 +44,9 @@ _CLOCK = re.compile(r'(\d{1,2}):(\d\d)(?::(\d\d))?\s*([ap])?\.?(?:m\.?)?\s*'
                     r'(z|utc|gmt|[+-]\d\d:?\d\d)?', re.IGNORECASE)
 _PARTED = re.compile(r'(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?:(?:[T ]|, ?)\s*(\S.*))?')
 _WEEKDAY = r'(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*,? +)?'
-_DAY_MONTH = re.compile(_WEEKDAY + r'(\d{1,2})[ -]([a-z]{3,9})\.?[ ,-]+(\d{4})(?:,? +(\S.*))?',
+_DAY_MONTH = re.compile(_WEEKDAY + r'(\d{1,2})[ -]([a-z]{3,9})\.?[ ,-]+(\d{4}|\d\d)(?:,? +(\S.*))?',
                         re.IGNORECASE)
-_MONTH_DAY = re.compile(_WEEKDAY + r'([a-z]{3,9})\.? +(\d{1,2})(?:st|nd|rd|th)?,? +(\d{4})'
+_MONTH_DAY = re.compile(_WEEKDAY + r'([a-z]{3,9})\.?[ -]+(\d{1,2})(?:st|nd|rd|th)?,?[ -]+(\d{4})'
                         r'(?:,? +(\S.*))?', re.IGNORECASE)
 _CTIME = re.compile(_WEEKDAY + r'([a-z]{3}) +(\d{1,2}) +(\d[\d:]+)((?: +\S+)?) +(\d{4})',
                     re.IGNORECASE)
@@ -156,7 +156,9 @@ def _numeric_date(text: str, order: str) -> tuple[str, int | None, bool] | None:
   match = _PARTED.fullmatch(text)
   if not match:
     return None
-  a, _, b, c, clock = match.groups()
+  a, sign, b, c, clock = match.groups()
+  if sign == '.' and len(a) <= 2 and len(c) == 2:  # with other signs the year may stand first
+    c = _century(c)
   if len(a) == 4 and len(c) <= 2:
     return 'iso', *_date_seconds(a, b, c, clock)
   if len(a) > 2 or len(c) != 4:
@@ -168,9 +170,15 @@ def _numeric_date(text: str, order: str) -> tuple[str, int | None, bool] | None:
   return kind, *_date_seconds(c, *((b, a) if order == 'd/m/y' else (a, b)), clock)
 
 
+def _century(year: str) -> str:
+  """A year of two digits with the other two, as strptime reads them."""
+  return f'{"19" if year >= "69" else "20"}{year}' if len(year) == 2 else year
+
+
 def _worded_date(text: str) -> tuple[str, int, bool] | None:
   if match := _DAY_MONTH.fullmatch(text):
     day, month, year, clock = match.groups()
+    year = _century(year)
   elif match := _CTIME.fullmatch(text):
     month, day, time_of_day, zone, year = match.groups()
     clock = time_of_day + zone

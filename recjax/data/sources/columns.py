@@ -47,23 +47,35 @@ ITEM_NAMES = {
     'price': ('price', 'preis', 'unit_price', 'prix', 'precio', 'prezzo', 'preço', 'prijs', 'cena',
               'pris', 'fiyat', 'цена', '価格', '单价', '价格', '가격'),
 }
-# Words of names beyond those: one for the thing, and any for its number.
-_ROLES = {
-    'user': r'user|customers?|clients?|cust|buyer|shopper|member|visitor|account|reviewer|kunden?|'
-            r'käufer|besteller|cliente|usuario|comprador|acheteur|utilisateur|utente|usuário|klant|'
-            r'gebruiker|kund|bruker|bruger|asiakas|klienta?|użytkownik|zákazník|müşteri|kullanıcı|'
-            r'πελάτης|клиент\w*|покупател\w*|пользовател\w*',
-    'item': r'items?|products?|articles?|artikel|produkte?|sku|asin|isbn|ean|gtin|stock|goods|'
-            r'material|movie|book|track|song|news|recipe|producto|artículo|articulo|produit|référence|'
-            r'prodotto|articolo|produto|artigo|varen?|tuote|towaru?|produktu?|zboží|ürün|προϊόν|'
-            r'товара?|артикул',
-}
+# Beginnings of words for user and item, of words that say more of them and are no ids, and ids.
+_STEMS = {
+    'user': ('user', 'usr', 'customer', 'cust', 'client', 'buyer', 'shopper', 'member', 'visitor',
+             'account', 'reviewer', 'author', 'listener', 'consumer', 'subscriber', 'contact', 'debitor',
+             'kund', 'käufer', 'besteller', 'auftraggeber', 'nutzer', 'benutzer', 'usuari',
+             'comprador', 'acheteur', 'utilisateur', 'utente', 'klant', 'gebruiker', 'bruker',
+             'bruger', 'köpare', 'asiakas', 'klient', 'użytkown', 'nabywc', 'zákazn', 'vevő',
+             'ügyfél', 'müşteri', 'kullanıcı', 'πελάτ', 'клиент', 'покупател', 'пользовател'),
+    'item': ('item', 'product', 'prod', 'article', 'artikel', 'produ', 'sku', 'asin', 'isbn', 'ean',
+             'upc', 'gtin', 'barcode', 'jan', 'stockcode', 'stock', 'goods', 'material', 'movie', 'film', 'book',
+             'track', 'song', 'news', 'recipe', 'game', 'app', 'video', 'course', 'listing',
+             'business', 'articul', 'artícul', 'référence', 'prodott', 'articol', 'artigo', 'vare',
+             'varu', 'artik', 'tuote', 'towar', 'zboží', 'cikk', 'termék', 'ürün', 'προϊόν',
+             'товар', 'артикул')}
+_OTHER = ('name', 'title', 'titel', 'titre', 'titul', 'desc', 'beschr', 'bezeich', 'libell',
+          'désign', 'nom', 'nazwa', 'naam', 'namn', 'navn', 'city', 'country', 'state', 'zip',
+          'postal', 'address', 'street', 'phone', 'mail', 'email', 'gender', 'birth', 'segment',
+          'group', 'type', 'class', 'categ', 'kateg', 'brand', 'marke', 'price', 'preis', 'prix',
+          'preci', 'prezz', 'cost', 'total', 'amount', 'sum', 'tax', 'discount', 'qty', 'quant',
+          'count', 'menge', 'anzahl', 'date', 'datum', 'data', 'time', 'status', 'order', 'invoice',
+          'transaction', 'session', 'agent', 'url', 'image', 'weight', 'size', 'color', 'level',
+          'manager', 'rating', 'review', 'age', 'наимен', 'назван', '名')
+_ID = re.compile(r'n|no|num|nbr|key|cód|ref|hash|uuid|guid|sku|asin|isbn|ean|gtin|upc|handle|slug|'
+                 r'login|lineitem|du|de|del|of|numéro|número|código|codigo|codice|kód|číslo|номер|код|'
+                 r'ид|κωδικός|kodu|\w*(id|ids|szám|kód|nr|nro|nummer|number|numer|numero|code|kode|kod)')
 _CJK = {'user': ('顧客', '会員', 'ユーザー', '客户', '用户', '会员', '고객', '회원', '사용자'),
         'item': ('商品', '品番', '产品', '상품', '제품')}
-_ID = (r'ids?|n|no|nr|pseudo|num|number|code|key|nummer|numéro|numero|número|codice|codigo|código|'
-       r'kodu?|číslo|numer|номер|код|ид|hash|uuid|guid|sku|ref|lineitem|κωδικός|du|de|del|of')
 _CJK_ID = ('id', '番号', 'コード', '编号', '编码', '号', '번호', '코드')
-_BY_MAIL = ('email', 'e_mail', 'mail', 'customer_email', 'user_email')
+BARE = ('user', 'customer', 'kunde', 'benutzer', 'item', 'product', 'article', 'artikel', 'produkt')
 _NUMBERS = re.compile(r'(?<![a-z])(ids?|no|nr|num|number|code|sku|asin|isbn|ean|gtin|phone|zip|plz|'
                       r'order|session|bestellung|auftrag)(?![a-z])|id$|nummer$|number$')
 SURE = ('unixreviewtime',)  # Amazon's reviews hold the same day as a text beside it
@@ -95,34 +107,56 @@ def words(name: object) -> str:
 def find(names: Iterable[str], known: dict[str, Collection[str]]) -> dict[str, str]:
   """Which of the `names` of columns is meant by each of ours, '' for none.
 
-  known: usual spellings of each of ours, in order of preference. One column is one thing.
+  known: usual spellings of each of ours, in order of preference. One column is one thing. Names of
+  ids come before those of things: `Customer ID` before `Customer`.
   """
   names = [str(name) for name in names]
   spellings = {plain_name(name): name for name in reversed(names)}
   found: dict[str, str] = {}
   for ours, usual in known.items():
-    free = (spellings[plain] for name in usual if (plain := plain_name(name)) in spellings)
-    found[ours] = next((name for name in free if name not in found.values()), '')
-  for ours in ('user', 'item'):
-    if ours in known and not found[ours]:
-      fitting = [name for name in names if name not in found.values() and _plays(name, ours)]
-      found[ours] = fitting[0] if len(fitting) == 1 else ''
-  if 'user' in known and not found['user']:
-    found['user'] = next((spellings[plain_name(name)] for name in _BY_MAIL
-                          if plain_name(name) in spellings), '')
+    free = {name: spellings[plain] for name in usual if (plain := plain_name(name)) in spellings
+            and spellings[plain] not in found.values()}
+    ids = [theirs for name, theirs in free.items() if name not in BARE]
+    if ours in _STEMS and not ids:
+      ids = best(names, ours, found.values())[:1] or [*free.values()]
+    found[ours] = next(iter(ids if ours in _STEMS else free.values()), '')
   return found
 
 
-def _plays(name: str, ours: str) -> bool:
-  """Whether the name of a column says user or item, and beside it nothing but its number."""
+def best(names: Iterable[str], ours: str, taken: Collection[str], least: int = 2) -> list[str]:
+  """The columns whose `names` say most clearly that they are the user or the item: one, or none.
+
+  ours: 'user' or 'item'. taken: columns that are something else. least: how clearly, from 1 (some
+  word of it) to 3 (an id of it). Where several say it as clearly, there is none.
+  """
+  clear = {name: _clearness(name, ours) for name in names if name not in taken}
+  top = max(clear.values(), default=0)
+  first = [name for name, value in clear.items() if value == top]
+  return first if top >= least and len(first) == 1 else []
+
+
+def _clearness(name: str, ours: str) -> int:
+  """How clearly the `name` of a column says user or item: 3 an id of it, 2 it and no more, 1 words
+  beside it, 0 not at all. An e-mail address of a user is 2."""
   text = words(name)
   for cjk in _CJK[ours]:
     if cjk in text:
-      return text.replace(cjk, '').strip() in ('', *_CJK_ID)
-  parts = re.sub(r'(?<=\w)(id|nummer|code|nr|no|number)\b', r' \1', text).split()
-  role = [bool(re.fullmatch(_ROLES[ours], part)) for part in parts]
-  return any(role) and all(is_role or re.fullmatch(_ID, part)
-                           for is_role, part in zip(role, parts))
+      rest = text.replace(cjk, '').strip()
+      return 2 if not rest else 3 if rest in _CJK_ID else 0
+  parts = text.replace('e mail', 'email').replace('username', 'user login').split()
+  role = [part.startswith(_STEMS[ours]) for part in parts]
+  if ours == 'user' and set(parts) & {'email', 'mail'}:
+    return 2 if any(role) or len(parts) == 1 else 0
+  rest = [part for part, is_role in zip(parts, role) if not is_role]
+  if not any(role) or any(part.startswith(_OTHER) for part in rest):
+    return 0
+  compound = [part for part, is_role in zip(parts, role) if is_role and part not in _STEMS[ours]]
+  if any(part.endswith(('name', 'namn', 'navn', 'naam', 'name1', 'typ', 'gruppe', 'preis')) or
+         'bezeich' in part for part in compound):
+    return 0
+  if any(_ID.fullmatch(part) for part in parts):
+    return 3
+  return 1 if rest else 2
 
 
 def fits_interactions(names: list[str]) -> bool:

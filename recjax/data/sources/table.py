@@ -433,9 +433,11 @@ def choose_columns(row: dict, known: dict[str, Collection[str]], named: dict[str
     if not columns[ours]:
       headless = any(times.parse_number(str(name)) for name in row)
       options = [str(name) for name in row if name not in columns.values()]
+      likely = column_names.best(options, ours, (), 1) if known is INTERACTION_NAMES else []
+      options.sort(key=lambda name: name not in likely)
       columns[ours] = ask(
-          f'{path}: which column is the {ours}? It has {", ".join(map(str, row))};', options, False,
-          f'say {flag}={ours}=NAME, '
+          f'{path}: which column is the {ours}? It has {", ".join(map(str, row))};', options,
+          bool(likely), f'say {flag}={ours}=NAME, '
           + '--header=NAME,NAME,... if its first line is no names, ' * headless
           + 'or --sep where columns are parted by another sign')
       how[ours] = 'as answered'
