@@ -50,17 +50,17 @@ ITEM_NAMES = {
 # Beginnings of words for user and item, of words that say more of them and are no ids, and ids.
 _STEMS = {
     'user': ('user', 'usr', 'customer', 'cust', 'client', 'buyer', 'shopper', 'member', 'visitor',
-             'account', 'reviewer', 'author', 'listener', 'consumer', 'subscriber', 'contact', 'debitor',
-             'kund', 'käufer', 'besteller', 'auftraggeber', 'nutzer', 'benutzer', 'usuari',
+             'account', 'reviewer', 'author', 'listener', 'consumer', 'subscriber', 'contact',
+             'debitor', 'kund', 'käufer', 'besteller', 'auftraggeber', 'nutzer', 'benutzer', 'usuari',
              'comprador', 'acheteur', 'utilisateur', 'utente', 'klant', 'gebruiker', 'bruker',
              'bruger', 'köpare', 'asiakas', 'klient', 'użytkown', 'nabywc', 'zákazn', 'vevő',
              'ügyfél', 'müşteri', 'kullanıcı', 'πελάτ', 'клиент', 'покупател', 'пользовател'),
     'item': ('item', 'product', 'prod', 'article', 'artikel', 'produ', 'sku', 'asin', 'isbn', 'ean',
-             'upc', 'gtin', 'barcode', 'jan', 'stockcode', 'stock', 'goods', 'material', 'movie', 'film', 'book',
-             'track', 'song', 'news', 'recipe', 'game', 'app', 'video', 'course', 'listing',
-             'business', 'articul', 'artícul', 'référence', 'prodott', 'articol', 'artigo', 'vare',
-             'varu', 'artik', 'tuote', 'towar', 'zboží', 'cikk', 'termék', 'ürün', 'προϊόν',
-             'товар', 'артикул')}
+             'upc', 'gtin', 'barcode', 'jan', 'stockcode', 'stock', 'goods', 'material', 'movie',
+             'film', 'book', 'track', 'song', 'news', 'recipe', 'game', 'app', 'video', 'course',
+             'listing', 'business', 'articul', 'artícul', 'référence', 'prodott', 'articol',
+             'artigo', 'vare', 'varu', 'artik', 'tuote', 'towar', 'zboží', 'cikk', 'termék', 'ürün',
+             'προϊόν', 'товар', 'артикул')}
 _OTHER = ('name', 'title', 'titel', 'titre', 'titul', 'desc', 'beschr', 'bezeich', 'libell',
           'désign', 'nom', 'nazwa', 'naam', 'namn', 'navn', 'city', 'country', 'state', 'zip',
           'postal', 'address', 'street', 'phone', 'mail', 'email', 'gender', 'birth', 'segment',
@@ -70,8 +70,9 @@ _OTHER = ('name', 'title', 'titel', 'titre', 'titul', 'desc', 'beschr', 'bezeich
           'transaction', 'session', 'agent', 'url', 'image', 'weight', 'size', 'color', 'level',
           'manager', 'rating', 'review', 'age', 'наимен', 'назван', '名')
 _ID = re.compile(r'n|no|num|nbr|key|cód|ref|hash|uuid|guid|sku|asin|isbn|ean|gtin|upc|handle|slug|'
-                 r'login|lineitem|du|de|del|of|numéro|número|código|codigo|codice|kód|číslo|номер|код|'
-                 r'ид|κωδικός|kodu|\w*(id|ids|szám|kód|nr|nro|nummer|number|numer|numero|code|kode|kod)')
+                 r'login|lineitem|du|de|del|of|numéro|número|código|codigo|codice|kód|číslo|номер|'
+                 r'код|ид|κωδικός|kodu|'
+                 r'\w*(id|ids|szám|kód|nr|nro|nummer|number|numer|numero|code|kode|kod)')
 _CJK = {'user': ('顧客', '会員', 'ユーザー', '客户', '用户', '会员', '고객', '회원', '사용자'),
         'item': ('商品', '品番', '产品', '상품', '제품')}
 _CJK_ID = ('id', '番号', 'コード', '编号', '编码', '号', '번호', '코드')
