@@ -341,8 +341,15 @@ def ground(case: Case) -> Program:
   return Program(nearest.nearest, (case.whole(vectors), case.whole(queries), 20))
 
 
+def in_8_bits(program: Callable[[Case], Program], case: Case) -> Program:
+  """A program over frozen kernels in 8 bits."""
+  return program(dataclasses.replace(case, shape=dataclasses.replace(case.shape, quantize='int8')))
+
+
 PROGRAMS: dict[str, Callable[[Case], Program]] = {
     'lora_step': lora_step, 'full_step': full_step, 'group_beams': group_beams,
+    'lora_step_int8': functools.partial(in_8_bits, lora_step),
+    'group_beams_int8': functools.partial(in_8_bits, group_beams),
     'title_beams': title_beams, 'valid_beams': valid_beams, 'lookahead_beams': lookahead_beams,
     'sample': sample, 'item_mode': item_mode, 'tiger_epoch': tiger_epoch,
     'tiger_beams': tiger_beams, 'rqvae_steps': rqvae_steps,

@@ -54,7 +54,8 @@ def start(args, workdir):
   if args.case:
     name, words, small = mesh_parity.CASES[args.case]
     config = f'configs/{name}.py:{",".join(filter(None, (words, SHOP)))}'
-    flags = [f'--config.{flag}' for flag in (*small, *LONGER[args.case])]
+    settings = {flag.partition('=')[0]: flag for flag in (*small, *LONGER[args.case])}
+    flags = [f'--config.{flag}' for flag in settings.values()]  # a longer one takes the place
   command = [sys.executable, '-m', 'recjax.main', f'--config={config}', f'--workdir={workdir}',
              *flags, *args.flags]
   log = open(workdir.parent / f'{workdir.name}.log', 'a')  # noqa: SIM115  lives with the process

@@ -76,7 +76,7 @@ def export(args):
     folder = pathlib.Path(args.folder or random_minilm(pathlib.Path(room)))
     texts = texts_of(args.data, args.items)
     mesh = make_mesh({'data': -1})
-    how = ConfigDict(dict(dtype='auto', remat='none'))
+    how = ConfigDict(dict(dtype='auto', remat='none', quantize='none'))
     reader = text_embedding.load(folder, how, mesh)
     found = {}
 

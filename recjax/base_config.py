@@ -61,10 +61,10 @@ def llm(preset: str, remat: str = 'dots') -> dict[str, str]:
   preset: the config's. remat: that of the paper's preset.
   """
   if preset == 'paper':
-    return dict(weights='', dtype='auto', remat=remat)
+    return dict(weights='', dtype='auto', remat=remat, quantize='none')
   if preset == 'laptop':
-    return dict(weights='', dtype='auto', remat='none')
-  return dict(weights='tiny', dtype='auto', remat='none')
+    return dict(weights='', dtype='auto', remat='none', quantize='none')
+  return dict(weights='tiny', dtype='auto', remat='none', quantize='none')
 
 
 def api(samples: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from recjax import gguf_file, run_files
+from recjax import base_config, gguf_file, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.data.splits import Cases, Split
@@ -166,7 +166,7 @@ class Writer:
 
   def __init__(self, path: pathlib.Path, log: Callable[[str], object]):
     self.model, params, self.tokenizer = llm_loading.load(
-        path, ConfigDict({'dtype': 'auto', 'remat': 'none'}),
+        path, ConfigDict(base_config.llm('sample')),
         sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1}))
     self.variables, self.log = {'params': params}, log
     texts = self.tokenizer.backend.decode_batch(

@@ -110,7 +110,7 @@ CHOICES = {
     '*loss.negative_scope': ('position', 'sequence', 'batch'),
     '*loss.exclude': ('train_history', 'target', 'none'),
     'llm.dtype': ('auto', 'float32', 'bfloat16', 'float16'),
-    'llm.remat': ('none', 'dots', 'full'),
+    'llm.remat': ('none', 'dots', 'full'), 'llm.quantize': ('none', 'int8'),
     'lora.targets': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
     'fusion': ('none', 'pooled', 'encoder', 'prefix'),
     'grounding': ('cgen', 'ret', 'token'),

@@ -15,7 +15,7 @@ from benchmarks import compiled_text
 from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[1]
-PROGRAMS = ('score_items', 'rank_items', 'sample', 'lora_step')
+PROGRAMS = ('score_items', 'rank_items', 'sample', 'lora_step', 'lora_step_int8')
 
 # As the TPU's compiler writes: a loop's turns stand in its condition, a gather in two parts.
 TPU = '''

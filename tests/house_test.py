@@ -16,8 +16,9 @@ from tests.long import long
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('cli',), ('main',), ('serving', 'experiment', 'batch_recommend'),
-    ('recommend', 'chat', 'sweep', 'contamination', 'answer_times'), ('methods',),
+    ('__main__',), ('cli',), ('main',),
+    ('serving', 'experiment', 'batch_recommend', 'answer_times'),
+    ('recommend', 'chat', 'sweep', 'contamination'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',),
     ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress', 'gguf_file'),

@@ -22,7 +22,7 @@ from recjax.methods.bigrec import train as bigrec_tune
 from recjax.methods.etegrec import joint_training, tokenization
 from recjax.methods.llmemb import prompts, rat, variants
 from recjax.methods.reclm import train as reclm_tune
-from recjax.models import bert, llm, rqvae, semantic_id_t5, semantic_ids, seqrec
+from recjax.models import bert, llm, quantize, rqvae, semantic_id_t5, semantic_ids, seqrec
 from recjax.retrieval import bm25
 from recjax.training import auxiliary_recommender, optim, sequential, sft
 from recjax.training.losses import contrastive, trie_masked
@@ -295,7 +295,7 @@ class TablesTest(absltest.TestCase):
       'teacher.loss.kind': sequential.LOSSES,
       'loss.negative_scope': sequential.NEGATIVE_SCOPES,
       'loss.exclude': sequential.EXCLUDE,
-      'llm.remat': ['none', *llm.POLICIES],
+      'llm.remat': ['none', *llm.POLICIES], 'llm.quantize': list(quantize.KINDS),
       'lora.targets': llm.LINEAR,
       'fusion': semantic_id_t5.FUSION_SITES,
       'grounding': reclm.GROUNDINGS,

@@ -2,7 +2,7 @@
 import argparse
 import pathlib
 
-from recjax import file_io, gguf_file, run_files, settings
+from recjax import base_config, file_io, gguf_file, run_files, settings
 from recjax.errors import ConfigError
 
 HELP = 'the trained model for other programs'
@@ -55,7 +55,7 @@ def embed(args: argparse.Namespace) -> None:
   run_files.absent(out, '--out')
   data = loading.load_data(args.data)
   mesh = sharding.make_mesh({'data': -1, 'fsdp': 1, 'model': 1})
-  encoder = text_embedding.load(args.workdir, ConfigDict({'dtype': 'auto', 'remat': 'none'}), mesh)
+  encoder = text_embedding.load(args.workdir, ConfigDict(base_config.llm('sample')), mesh)
   advance = PlainProgress(print, 'embedding', len(data.catalog), 0, 'item')
   vectors, about = text_embedding.embed(
       encoder, dataset.item_texts(data.catalog), mesh, advance=advance)

@@ -56,8 +56,8 @@ def save(
   rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
           for name, lines in each.items()}
   counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
-  masks = {**metrics.groups(test.targets, counts, np.diff(test.histories[1])),
-           **slices.groups(split.train, test, len(dataset.catalog))}
+  masks = (metrics.groups(test.targets, counts, np.diff(test.histories[1]))
+           | slices.groups(split.train, test, len(dataset.catalog)))
   further = slices.apart(dataset.interactions, test)
   results = {
       'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds),
@@ -70,11 +70,9 @@ def save(
                                         len(dataset.catalog))},
       'cold_targets': int((counts[test.targets - 1] == 0).sum()),
       **({'as_set': True} if test.as_set else {}), **more}
-  if trend := _trend(rows, slices.times(dataset.interactions, test), seeds[0], owners):
-    results['trend'] = trend
-  if audited:
-    with doing('the audit of the data'):
-      results['audit'] = audit.brief(dataset)
+  results |= _trend(rows, slices.times(dataset.interactions, test), seeds[0], owners)
+  with doing('the audit of the data'):
+    results |= {'audit': audit.brief(dataset)} if audited else {}
   for name, cells in results['rows'].items():
     cells |= statistics.in_groups({m: rows[name][m] for m in CLOSING if m in rows[name]}, seeds[0],
                                   further, owners)
@@ -83,15 +81,15 @@ def save(
   write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks | further, numbers)
   named = [[dataset.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
   write_predictions(folder / 'predictions.parquet', users, named, lists[1], numbers)
-  text = json.dumps(results, indent=1, ensure_ascii=False)
-  file_io.write_text(folder / 'results.json', text + '\n')
+  file_io.write_text(folder / 'results.json',
+                     json.dumps(results, indent=1, ensure_ascii=False) + '\n')
   return results
 
 
 def _trend(rows: Mapping[str, Mapping], when: np.ndarray | None, seed: int,
            owners: np.ndarray | None) -> dict[str, Any]:
-  """{row: {metric: its change with each MONTH from the first target on}}, where data have times and
-  the targets lie over more than two of them."""
+  """{'trend': {row: {metric: its change with each MONTH from the first target on}}}, where data
+  have times and the targets lie over more than two of them."""
   if when is None:
     return {}
   known = ~np.isnat(when)
@@ -99,9 +97,9 @@ def _trend(rows: Mapping[str, Mapping], when: np.ndarray | None, seed: int,
   if not len(months) or months.max() <= 2:
     return {}
   whose = None if owners is None else owners[known]
-  return {name: {m: dict(zip(('value', 'low', 'high'), statistics.slope(
+  return {'trend': {name: {m: dict(zip(('value', 'low', 'high'), statistics.slope(
       values[m][known], months, seed, whose))) for m in CLOSING if m in values}
-      for name, values in rows.items()}
+      for name, values in rows.items()}}
 
 
 def _over_seeds(lines: Sequence[Mapping], seeds: Sequence[int],

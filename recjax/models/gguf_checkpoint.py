@@ -28,8 +28,8 @@ NAMES = {
     'blocks/mlp_norm': ('blk.{}.ffn_norm.weight', False),
     'blocks/q_norm': ('blk.{}.attn_q_norm.weight', False),
     'blocks/k_norm': ('blk.{}.attn_k_norm.weight', False),
-    **{f'blocks/{ours}/kernel': (f'blk.{{}}.{theirs}.weight', True)
-       for ours, theirs in MODULES.items()},
+    **{f'blocks/{ours}/{leaf}': (f'blk.{{}}.{theirs}.weight', True)
+       for ours, theirs in MODULES.items() for leaf in ('kernel', 'scale')},
     **{f'blocks/{ours}/bias': (f'blk.{{}}.{theirs}.bias', False)
        for ours, theirs in MODULES.items()},
 }

@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from recjax import file_io, gguf_file
 from recjax.distributed.sharding import path_of
 from recjax.errors import ConfigError, DataError
-from recjax.models import checkpoint_config, gguf_checkpoint, llm, rope
+from recjax.models import checkpoint_config, gguf_checkpoint, llm, quantize, rope
 
 Folder = str | os.PathLike
 
@@ -45,7 +45,8 @@ TABLE = (
     *((f'blocks/{ours}/{leaf}', f'{root}model.layers.{{}}.{theirs}.{name}', transpose)
       for ours, theirs in MODULES.items()
       for leaf, root, name, transpose in (
-          ('kernel', '', 'weight', True), ('bias', '', 'bias', False),
+          ('kernel', '', 'weight', True), ('scale', '', 'weight', True),
+          ('bias', '', 'bias', False),
           ('a', 'base_model.model.', 'lora_A.weight', True),
           ('b', 'base_model.model.', 'lora_B.weight', True))),
 )
@@ -240,8 +241,15 @@ def read_tensors(
       everywhere = shardings
       shardings = jax.tree.map(lambda _: everywhere, shapes)
 
+    scales: dict = {}
+    in_8_bits = {path.removesuffix('/kernel') for path, leaf in _leaves(shapes).items()
+                 if leaf.dtype == jnp.int8}
+
     def read(path: tuple, leaf: Any, sharding: Any) -> jax.Array:
-      return _read_leaf(path_of(path), leaf, sharding, names, stored, filled or {})
+      name = path_of(path)
+      if name.removesuffix('/kernel').removesuffix('/scale') in in_8_bits:
+        return _read_quantized(name, leaf, sharding, names, stored, scales)
+      return _read_leaf(name, leaf, sharding, names, stored, filled or {})
     return jax.tree_util.tree_map_with_path(read, shapes, shardings)
 
 
@@ -402,6 +410,32 @@ def _read_leaf(path, leaf, sharding, names, stored, filled):
   return jax.make_array_from_callback(leaf.shape, sharding, part)
 
 
+def _read_quantized(path, leaf, sharding, names, stored, scales):
+  """The numbers of a kernel in 8 bits, or its scales, one layer in float32 at a time.
+
+  scales: {(tensor, first output, last): its scales} of what was read; kernels come first.
+  """
+  if path.endswith('/kernel'):
+    _stored_of(path, leaf, names, stored, {})
+
+  def part(index: Any) -> np.ndarray:
+    wanted = [range(size)[places] for size, places in zip(leaf.shape, index)]
+    out = np.zeros(tuple(map(len, wanted)), leaf.dtype)
+    outputs = slice(wanted[-1].start, wanted[-1].stop)
+    for place, name in zip(out, _their_names(path, leaf, names)[index[0]]):
+      key = (name, outputs.start, outputs.stop)
+      if path.endswith('/scale') and key in scales:
+        place[:] = scales[key]
+        continue
+      view = stored[name].view()
+      rows = np.zeros((len(wanted[-1]), view.get_shape()[1]), np.float32)
+      _fill(rows, view, (outputs, slice(0, rows.shape[1])))
+      numbers, scales[key] = quantize.to_int8(rows.T)
+      place[:] = scales[key] if path.endswith('/scale') else numbers[index[1]]
+    return out
+  return jax.make_array_from_callback(leaf.shape, sharding, part)
+
+
 def _fill(out, view, index):
   """Copies a slice of a stored tensor, a block of rows at a time, so that no whole one is made."""
   rows = range(view.get_shape()[0])[index[0]]
@@ -416,8 +450,12 @@ def save(params: PyTree, cfg: llm.Config, folder: Folder, max_shard_bytes: int =
 
   params: without adapters (see lora.merge); rows that fill up tables are left out. cfg: the
   model's. folder: to make. max_shard_bytes: of one file. A folder that has config.json is whole:
-  that file goes first and comes back last. Raises ConfigError if no known family has cfg's options.
+  that file goes first and comes back last. Raises ConfigError if no known family has cfg's options,
+  or where kernels are in 8 bits, which no other program would read.
   """
+  if cfg.quantize != 'none':
+    raise ConfigError(f'llm.quantize={cfg.quantize}: a whole checkpoint is written from the '
+                      'weights as they came; keep the adapter, and merge it into those')
   config, params = family_config(cfg), llm.cut_tables(params, cfg)
   config |= {'dtype': str(params['embed'].dtype)}
   _save(config, _new_tensors(params), folder, max_shard_bytes)

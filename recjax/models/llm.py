@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Integer, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int8, Integer, Key, PyTree
 
 from recjax.distributed.sharding import shard, shard_rows
 from recjax.errors import ConfigError
-from recjax.models import rope
+from recjax.models import quantize, rope
 from recjax.models.attention import KVBlock, attend, kv_block
 from recjax.models.layers import check_dtype, linear, rms_norm
 from recjax.protocols import AnyArray
@@ -30,6 +30,9 @@ from recjax.protocols import AnyArray
 LINEAR = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
 KEPT = 'linear'  # the name of what linear layers give
+
+INIT = 0.02  # standard deviation of fresh weights
+INT8_SD = 32  # of fresh weights in 8 bits, whose largest are 127
 
 POLICIES = {
     'dots': jax.checkpoint_policies.save_only_these_names(KEPT),
@@ -43,7 +46,7 @@ RULES = (
     (r'head', P('fsdp', 'model')),
     (r'(q|k|v|gate|up)/kernel', P(None, 'fsdp', 'model')),
     (r'(o|down)/kernel', P(None, 'model', 'fsdp')),
-    (r'(q|k|v|gate|up)/bias', P(None, 'model')),
+    (r'(q|k|v|gate|up)/(bias|scale)', P(None, 'model')),
     (r'(q|k|v|gate|up)/a', P(None, 'fsdp', None)),
     (r'(q|k|v|gate|up)/b', P(None, None, 'model')),
     (r'(o|down)/a', P(None, 'model', None)),
@@ -64,7 +67,8 @@ class Config:
   every activation, 'dots' keeps what linear layers give, 'full' only each block's input.
   scan_unroll: layers in one step of the scan. lora_rank: 0 for no adapters. lora_alpha: as of
   `lora_scale`. lora_targets: names of the linear layers that have one. table_rows: of the token
-  tables where they are filled up for a mesh (see `padded_rows`), 0 for vocab. Raises ConfigError.
+  tables where they are filled up for a mesh (see `padded_rows`), 0 for vocab. quantize: 'int8'
+  stores the linear layers' kernels as `quantize` says, 'none' in param_dtype. Raises ConfigError.
   """
   vocab: int
   width: int
@@ -90,6 +94,7 @@ class Config:
   lora_alpha: float = 16.0
   lora_targets: tuple[str, ...] = LINEAR
   table_rows: int = 0
+  quantize: str = 'none'
 
   def __post_init__(self):
     check_dtype('dtype', self.dtype)
@@ -100,6 +105,9 @@ class Config:
       raise ConfigError(f'head_dim={self.head_dim} is odd; rotary positions turn pairs')
     if self.remat not in ('none', *POLICIES):
       raise ConfigError(f'llm.remat={self.remat!r} is not one of none, {", ".join(POLICIES)}')
+    if self.quantize not in quantize.KINDS:
+      raise ConfigError(f'llm.quantize={self.quantize!r} is not one of '
+                        f'{", ".join(quantize.KINDS)}')
     if unknown := set(self.lora_targets) - set(LINEAR):
       raise ConfigError(f'lora_targets has {", ".join(sorted(unknown))}; known are '
                         f'{", ".join(LINEAR)}')
@@ -108,6 +116,11 @@ class Config:
   def rows(self) -> int:
     """Rows of the token tables."""
     return self.table_rows or self.vocab
+
+  @property
+  def stored(self) -> str:
+    """The types that weights are kept in, for people."""
+    return self.param_dtype + (f', kernels {self.quantize}' if self.quantize != 'none' else '')
 
   @property
   def lora_scale(self) -> float:
@@ -127,11 +140,21 @@ class Config:
 
 
 class Weight(NamedTuple):
-  """A linear layer: kernel, bias or None, and the adapter a, b, or None for both; b is scaled."""
-  kernel: Float[Array, 'E F']
+  """A linear layer: kernel, bias or None, and the adapter a, b, or None for both; b is scaled.
+
+  scale: of a kernel in 8 bits, one number an output, else None.
+  """
+  kernel: Float[Array, 'E F'] | Int8[Array, 'E F']
+  scale: Float[Array, ' F'] | None
   bias: Float[Array, ' F'] | None
   a: Float[Array, 'E R'] | None
   b: Float[Array, 'R F'] | None
+
+  def product(self, x: Float[AnyArray, '... E'], dtype: str) -> Float[Array, '... F']:
+    """x W in `dtype`. x: the input."""
+    if self.scale is None:
+      return linear(x, self.kernel.astype(dtype))
+    return quantize.product(x.astype(dtype), self.kernel, self.scale)
 
 
 class Linear(nn.Module):
@@ -142,16 +165,27 @@ class Linear(nn.Module):
   def __call__(self) -> Weight:
     cfg = self.cfg
     size_in, size_out, has_bias = cfg.linear[str(self.name)]
-    kernel = self.param(
-        'kernel', nn.initializers.normal(0.02), (size_in, size_out), cfg.param_dtype)
-    bias = None
+    bias = scale = None
+    if cfg.quantize == 'int8':
+      kernel = self.param('kernel', _random_int8, (size_in, size_out))
+      scale = self.param('scale', nn.initializers.constant(INIT / INT8_SD), (size_out,),
+                         jnp.float32)
+    else:
+      kernel = self.param('kernel', nn.initializers.normal(INIT), (size_in, size_out),
+                          cfg.param_dtype)
     if has_bias:
       bias = self.param('bias', nn.initializers.zeros, (size_out,), cfg.param_dtype)
     if not cfg.lora_rank or self.name not in cfg.lora_targets:
-      return Weight(kernel, bias, None, None)
+      return Weight(kernel, scale, bias, None, None)
     a = self.variable('lora', 'a', jnp.zeros, (size_in, cfg.lora_rank), jnp.float32).value
     b = self.variable('lora', 'b', jnp.zeros, (cfg.lora_rank, size_out), jnp.float32).value
-    return Weight(kernel, bias, a, b * cfg.lora_scale)
+    return Weight(kernel, scale, bias, a, b * cfg.lora_scale)
+
+
+def _random_int8(key, shape):
+  """Numbers that times a scale of INIT / INT8_SD are spread as a fresh model's weights."""
+  drawn = jnp.round(jax.random.normal(key, shape) * INT8_SD)
+  return jnp.clip(drawn, -quantize.MOST, quantize.MOST).astype(jnp.int8)
 
 
 def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
@@ -166,10 +200,10 @@ def project(x: Float[AnyArray, 'B S E'], weights: Sequence[Weight],
   """
   adapted = [w.a for w in weights if w.a is not None]
   if adapted and len(adapted) == len(weights) and dtype == 'float32' and _merging_pays(x, weights):
-    kernels = tuple(w.kernel.astype(dtype) for w in weights)
+    kernels = tuple(w.kernel if w.scale is None else (w.kernel, w.scale) for w in weights)
     ys = merged_matmul(x, kernels, tuple(w.a for w in weights), tuple(w.b for w in weights))
   else:
-    ys = [linear(x, w.kernel.astype(dtype)) for w in weights]
+    ys = [w.product(x, dtype) for w in weights]
     if adapted:
       low_rank = x @ jnp.concatenate(adapted, 1).astype(dtype)
       parts = iter(jnp.split(low_rank, len(adapted), -1))
@@ -187,28 +221,37 @@ def _merging_pays(x, weights):
 
 @jax.custom_vjp
 def merged_matmul(
-    x: Float[AnyArray, '... E'], kernels: tuple[Float[AnyArray, 'E _'], ...],
+    x: Float[AnyArray, '... E'],
+    kernels: tuple[Float[AnyArray, 'E _']
+                   | tuple[Int8[AnyArray, 'E _'], Float[AnyArray, ' _']], ...],
     a: tuple[Float[AnyArray, 'E _'], ...], b: tuple[Float[AnyArray, '_ _'], ...],
 ) -> list[Float[Array, '... _']]:
-  """x (W + A B) for each layer. kernels, a, b: W, A and B of the layers, in one order."""
-  return [x @ (w + p @ q) for w, p, q in zip(kernels, a, b)]
+  """x (W + A B) for each layer, float32. kernels, a, b: W, A and B of the layers, in one order; W
+  as numbers and scales where it is in 8 bits, and then without a gradient."""
+  return [x @ (_dense(w) + p @ q) for w, p, q in zip(kernels, a, b)]
+
+
+def _dense(kernel):
+  return quantize.to_float(*kernel) if isinstance(kernel, tuple) else kernel.astype(jnp.float32)
 
 
 def _merged_forward(x, kernels, a, b):
-  return merged_matmul(x, kernels, a, b), (x, kernels, a, b)
+  return merged_matmul(x, kernels, a, b), (x, kernels, a, b)  # in 8 bits, not as it was multiplied
 
 
 def _merged_backward(saved, dys):
   x, kernels, a, b = saved
   flat, dys = x.reshape(-1, x.shape[-1]), [d.reshape(-1, d.shape[-1]) for d in dys]
   dx = functools.reduce(
-      jnp.add, [dy @ (w + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b)])
+      jnp.add, [dy @ (_dense(w) + p @ q).T for dy, w, p, q in zip(dys, kernels, a, b)])
   # The thin products of layers that share an input go through as one matmul each way.
   down = jnp.concatenate([dy @ q.T for dy, q in zip(dys, b)], 1)
   up = jnp.split(flat @ jnp.concatenate(a, 1), len(a), 1)
   da = tuple(part.T for part in jnp.split(down.T @ flat, len(a)))
   db = tuple(part.T @ dy for part, dy in zip(up, dys))
-  dw = tuple(flat.T @ dy for dy in dys)  # dropped by the compiler while the kernels are frozen
+  # Dropped by the compiler while the kernels are frozen.
+  dw = tuple(None if isinstance(w, tuple) else (flat.T @ dy).astype(w.dtype)
+             for w, dy in zip(kernels, dys))
   return dx.reshape(x.shape), dw, da, db
 
 
@@ -256,7 +299,7 @@ class LM(nn.Module):
 
   def setup(self) -> None:
     cfg = self.cfg
-    normal = nn.initializers.normal(0.02)
+    normal = nn.initializers.normal(INIT)
     self.embed = self.param('embed', normal, (cfg.rows, cfg.width), cfg.param_dtype)
     block = Block
     if cfg.remat != 'none':

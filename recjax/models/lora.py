@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from recjax.errors import ConfigError
-from recjax.models import llm
+from recjax.models import llm, quantize
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -36,7 +36,8 @@ def init_lora(cfg: llm.Config, key: Key[Array, '']) -> PyTree:
 
 
 def merge(params: PyTree, lora: PyTree, cfg: llm.Config) -> PyTree:
-  """W + s A B for every adapted layer, computed in float32 and stored in W's type.
+  """W + s A B for every adapted layer, computed in float32 and stored in W's type; of a kernel in
+  8 bits the sum is quantized anew.
 
   params, lora: trees of `llm`. cfg: of the adapted model. -> a tree like params, for a config with
   lora_rank=0. Raises ConfigError if the adapters do not have cfg's rank.
@@ -47,14 +48,18 @@ def merge(params: PyTree, lora: PyTree, cfg: llm.Config) -> PyTree:
     if rank != cfg.lora_rank:
       raise ConfigError(f'adapter of {name} has rank {rank}, the configuration says '
                         f'lora_rank={cfg.lora_rank}')
-    kernel = blocks[name]['kernel']
-    blocks[name] = {**blocks[name], 'kernel': jax.lax.map(
-        functools.partial(_merge_layer, cfg.lora_scale), (kernel, adapter['a'], adapter['b']))}
+    stored = {leaf: blocks[name][leaf] for leaf in ('kernel', 'scale') if leaf in blocks[name]}
+    blocks[name] = {**blocks[name], **jax.lax.map(
+        functools.partial(_merge_layer, cfg.lora_scale), (stored, adapter['a'], adapter['b']))}
   return {**params, 'blocks': blocks}
 
 
 def _merge_layer(scale, weights):
   """One layer at a time, so that one layer's float32 numbers are there beside the weights."""
-  kernel, a, b = weights
-  delta = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
-  return (kernel.astype(jnp.float32) + delta * scale).astype(kernel.dtype)
+  stored, a, b = weights
+  kernel = stored['kernel']
+  delta = scale * jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+  if 'scale' in stored:
+    numbers, scales = quantize.to_int8(quantize.to_float(kernel, stored['scale']) + delta)
+    return {'kernel': numbers, 'scale': scales}
+  return {'kernel': (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)}

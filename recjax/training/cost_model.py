@@ -80,10 +80,12 @@ class LLMRun:
 
 
 def numerics(shape: llm.Config, cfg: ConfigDict) -> llm.Config:
-  """The shape as a run on an accelerator has it. cfg: dtype ('auto': bfloat16), remat."""
+  """The shape as a run on an accelerator has it. cfg: dtype ('auto': bfloat16), remat,
+  quantize."""
   check_dtype('llm.dtype', cfg.dtype, ('auto',))
   dtype = 'bfloat16' if cfg.dtype == 'auto' else cfg.dtype
-  return dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat)
+  return dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
+                             quantize=cfg.quantize)
 
 
 def trained_shapes(shape: llm.Config) -> PyTree:
@@ -91,7 +93,7 @@ def trained_shapes(shape: llm.Config) -> PyTree:
   of `LLMRun`."""
   if shape.lora_rank:
     return jax.eval_shape(lambda k: lora.init_lora(shape, k), jax.random.key(0))
-  return llm.shapes(dataclasses.replace(shape, param_dtype='float32'))
+  return llm.shapes(dataclasses.replace(shape, param_dtype='float32', quantize='none'))
 
 
 def training_bytes(shape: llm.Config, axes: Mapping[str, int], rows: int, row: int,

@@ -300,7 +300,8 @@ def lines(cfg: ConfigDict, shape: llm.Config,
   if jax.default_backend() != 'cpu':
     return {}
   dtype = llm_loading.dtype_of(cfg.llm)
-  shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.llm.remat)
+  shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.llm.remat,
+                              quantize=cfg.llm.quantize)
   stages = make_stages()
   need, there = peak(shape, stages), memory()
   size = f'about {need / cost_model.GIB:,.1f} GiB of {there / cost_model.GIB:,.1f} at the peak'

@@ -66,6 +66,8 @@ def check(folder: str | os.PathLike, shapes: PyTree, shardings: PyTree) -> None:
           needed / 2 <= left else
           f'a model of up to {most / 1e9:.2g} billion weights fits in bfloat16 (llm.dtype)'
           + ('' if on_cpu else ', or shard it over more devices (mesh.model, mesh.fsdp)'))
+  if all(x.dtype.itemsize > 1 for x, _ in leaves):
+    fits += '; --config.llm.quantize=int8 keeps the linear layers of an LLM in a byte a weight'
   raise ConfigError(
       f'{folder}: {count / 1e9:.3g} billion weights take {needed / GIB:.3g} GiB as '
       f'{leaves[0][0].dtype}, and {left / GIB:.3g} GiB of {"memory" if on_cpu else "a device"} are '

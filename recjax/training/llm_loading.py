@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from recjax import gguf_file
 from recjax.distributed import multihost, sharding
 from recjax.errors import ConfigError, DataError
-from recjax.models import embedding_resize, huggingface, llm, lora
+from recjax.models import embedding_resize, huggingface, llm, lora, quantize
 from recjax.models.layers import check_dtype
 from recjax.progress import doing
 from recjax.text import tokenizer as tokenizers
@@ -50,17 +50,22 @@ def folder(cfg: ConfigDict, work: Workdir, messages: str | list[dict],
   opened(path, shape)  # now rather than after an hour
   if work is not None and work.mesh is not None:
     dtype = dtype_of(cfg.llm)
-    shapes = llm.shapes(dataclasses.replace(shape, param_dtype=dtype))
+    shapes = llm.shapes(dataclasses.replace(shape, param_dtype=dtype, quantize=cfg.llm.quantize))
     host_memory.check(path, shapes, sharding.shardings(shapes, llm.RULES, work.mesh))
   return path
 
 
-def check(cfg: ConfigDict) -> None:
+def check(cfg: ConfigDict, mode: str = 'lora') -> None:
   """Raises ConfigError where a setting of the group `llm` has a value that it cannot have. cfg:
-  that group."""
+  that group. mode: 'full' where all weights are to be trained."""
   dtype_of(cfg)
   if cfg.remat not in ('none', *llm.POLICIES):
     raise ConfigError(f'llm.remat={cfg.remat!r} is not one of none, {", ".join(llm.POLICIES)}')
+  if cfg.quantize not in quantize.KINDS:
+    raise ConfigError(f'llm.quantize={cfg.quantize!r} is not one of {", ".join(quantize.KINDS)}')
+  if cfg.quantize != 'none' and mode == 'full':
+    raise ConfigError(f'llm.quantize={cfg.quantize}: weights in 8 bits are frozen, and '
+                      'train.mode=full trains all; take train.mode=lora, or llm.quantize=none')
 
 
 def dtype_of(cfg: ConfigDict) -> str:
@@ -101,7 +106,8 @@ def shape_of(cfg: ConfigDict, **adapter: Any) -> llm.Config:
   if not cfg.llm.weights:
     raise ConfigError('llm.weights is empty, so there is no model to count; add '
                       '--config.llm.weights=FOLDER, or use the sample preset')
-  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), **adapter)
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights),
+                             quantize=cfg.llm.quantize, **adapter)
 
 
 def load_adapted(folder: str | pathlib.Path, cfg: ConfigDict, adapter: str | pathlib.Path,
@@ -153,7 +159,7 @@ def export_adapted(folder: str | pathlib.Path, adapter: str | pathlib.Path, to: 
 
 def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
          **adapter: Any) -> tuple[llm.LM, PyTree, tokenizers.Tokenizer]:
-  """Opens a checkpoint for use on `mesh`. cfg: dtype ('auto' by backend), remat.
+  """Opens a checkpoint for use on `mesh`. cfg: dtype ('auto' by backend), remat, quantize.
 
   adapter: lora_rank, lora_alpha, lora_targets of llm.Config, where the model is to have one.
   folder: the checkpoint. -> (llm.LM, params on the mesh, Tokenizer)
@@ -162,7 +168,7 @@ def load(folder: str | pathlib.Path, cfg: ConfigDict, mesh: jax.sharding.Mesh,
   # A loop over few layers costs a CPU more than it saves in compilation.
   unroll = shape.layers if shape.layers <= 4 and jax.default_backend() == 'cpu' else 1
   shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.remat,
-                              scan_unroll=unroll, **adapter)
+                              quantize=cfg.quantize, scan_unroll=unroll, **adapter)
   rows = llm.padded_rows(shape.vocab, mesh.shape.get('model', 1))
   shape = dataclasses.replace(shape, table_rows=0 if rows == shape.vocab else rows)
   shapes = llm.shapes(shape)

@@ -46,12 +46,15 @@ class Encoder:
 
 def load(folder: str | Path, cfg: ConfigDict, mesh: jax.sharding.Mesh, pool: str = '',
          most: int = 512, **adapter: Any) -> Encoder:
-  """Opens a checkpoint folder. cfg: dtype, remat. pool: '' for the folder's own way, or 'avg'.
+  """Opens a checkpoint folder. cfg: dtype, remat, quantize. mesh: the devices.
 
-  most: tokens of a text at most, end included; longer ones are cut. adapter: lora_rank, lora_alpha
-  of a decoder. folder: the checkpoint. mesh: the devices.
+  pool: '' for the folder's own way, or 'avg'. most: tokens of a text at most, end included; longer
+  ones are cut. adapter: lora_rank, lora_alpha of a decoder. folder: the checkpoint.
   """
   if sentence_encoder.is_bert(folder):
+    if cfg.quantize != 'none':
+      raise ConfigError(f'llm.quantize={cfg.quantize}: {folder} is a sentence encoder, which is '
+                        'read as it is; leave the setting at none')
     return _sentence(folder, cfg, mesh, pool, most)
   if sentence_encoder.has_modules_list(folder) and not pool:
     raise ConfigError(f'{folder}: modules.json says how sentence-transformers makes vectors with '

@@ -432,8 +432,11 @@ def await_file(path: pathlib.Path) -> None:
 def saved_config(workdir: str | os.PathLike) -> ConfigDict:
   """The settings of an earlier run. workdir: of the run. Raises WorkdirError where there are none.
   """
+  saved = run_files.read_config(workdir)['config']
   older = {'split': split_rule.settings('')}  # than which some runs are
-  return ConfigDict({**older, **run_files.read_config(workdir)['config']})
+  if 'llm' in saved:
+    saved['llm'] = {'quantize': 'none', **saved['llm']}
+  return ConfigDict({**older, **saved})
 
 
 def find_stage(workdir: str | os.PathLike, name: str) -> pathlib.Path:

@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from absl.testing import absltest
 
 from recjax import batch_recommend, errors, recommend
@@ -103,6 +104,23 @@ class ToyTest(absltest.TestCase):
     found = self.file('parse', 'raw_betags.json')
     for a, b in ('ab', 'bc', 'ca', 'de', 'ef', 'fd'):
       self.assertContainsSubset(found[a][1][:1], WORDS[b], f'{a} is followed by {b}')
+
+  @long
+  def test_a_base_in_8_bits_is_tuned_and_decoded_alike(self):
+    path, cfg = self.folder / 'int8', self.cfg.copy_and_resolve_references()
+    shutil.copytree(self.path, path)
+    cfg.llm.quantize = 'int8'
+    run(cfg, path)  # the base itself is made before
+    found = json.loads((workdir_lib.find_stage(path, 'parse') / 'raw_betags.json').read_text())
+    for a, b in ('ab', 'bc', 'ca', 'de', 'ef', 'fd'):
+      self.assertContainsSubset(found[a][1][:1], WORDS[b], f'{a} is followed by {b}')
+    self.assertNotEqual(*((workdir_lib.find_stage(run, 'tune') / 'adapter_model.safetensors')
+                          .read_bytes() for run in (path, self.path)))
+    self.assertLen(recommend.load(path)[0]([['a', 'b']], 2)[0][0], 2)
+    export_folder = self.folder / 'merged'
+    betag.convert(path, 'merged', export_folder)
+    stored = safetensors.numpy.load_file(export_folder / 'model.safetensors')
+    self.assertEqual({str(x.dtype) for x in stored.values()}, {'float32'})
 
   def test_tags_of_the_next_item_outweigh_unrelated_ones(self):
     for a, b, far in (('a', 'b', 'e'), ('d', 'e', 'b')):

@@ -46,7 +46,7 @@ class OwnTalkTest(absltest.TestCase):
     params = {**params, 'embed': params['embed'] * 20}
     huggingface.save(params, shape, folder / 'llm')
     made.save(folder / 'llm')
-    cfg = ConfigDict(dict(seed=3, llm=dict(weights='', dtype='auto', remat='none'),
+    cfg = ConfigDict(dict(seed=3, llm=dict(weights='', dtype='auto', remat='none', quantize='none'),
                           talk=dict(own=6, answer_tokens=8),
                           prompt=dict(template='last', max_prompt_tokens=256, variables={})))
     facts = {'command': 'test', 'devices': '1', 'versions': {}, 'revision': '', 'overrides': {}}

@@ -223,7 +223,7 @@ class RefusedTest(parameterized.TestCase):
   def test_more_tokens_than_rows(self):
     path = self.written(tokens=words(80))
     with self.assertRaisesRegex(DataError, 'ids up to 79 .*has 64 rows'):
-      llm_loading.load(path, ConfigDict(dict(dtype='float32', remat='none')),
+      llm_loading.load(path, ConfigDict(dict(dtype='float32', remat='none', quantize='none')),
                        make_mesh({'data': -1}))
 
 

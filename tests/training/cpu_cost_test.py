@@ -79,7 +79,7 @@ class CpuCostTest(parameterized.TestCase):
     self.assertEqual(stage.steps, round(3 * epoch_steps))
 
   def test_a_model_that_does_not_fit_is_said_before_anything_is_measured(self):
-    cfg = ConfigDict({'llm': {'dtype': 'auto', 'remat': 'none'}})
+    cfg = ConfigDict({'llm': {'dtype': 'auto', 'remat': 'none', 'quantize': 'none'}})
     stages = [cpu_cost.Training('tune', 4, 128, 0, steps=3)]
     with mock.patch.object(cpu_cost, 'memory', lambda: 1e6), \
         mock.patch.object(cpu_cost, 'Pieces', side_effect=AssertionError):
@@ -91,7 +91,7 @@ class CpuCostTest(parameterized.TestCase):
       self.assertEmpty(cpu_cost.lines(ConfigDict(), SHAPE, mock.Mock(side_effect=AssertionError)))
 
   def test_the_line_names_every_stage_and_the_peak(self):
-    cfg = ConfigDict({'llm': {'dtype': 'auto', 'remat': 'none'}})
+    cfg = ConfigDict({'llm': {'dtype': 'auto', 'remat': 'none', 'quantize': 'none'}})
     stages = [cpu_cost.Training('tune', 4, 128, 0, steps=3), cpu_cost.Embedding('embed', 9, 3)]
     with mock.patch.object(cpu_cost.Pieces, 'seconds', lambda self, stage: 600.0), \
         mock.patch.object(cpu_cost.Pieces, '_forward', lambda self, *_: 1e-6):

@@ -24,7 +24,7 @@ from tests import gguf_files
 from tests.long import long
 from tests.models import huggingface_test
 
-HOW = ConfigDict(dict(dtype='float32', remat='none'))
+HOW = ConfigDict(dict(dtype='float32', remat='none', quantize='none'))
 
 
 def ones(cfg):
@@ -81,7 +81,7 @@ class OpenTest(parameterized.TestCase):
   @parameterized.parameters('bogus', 'int8', 'float64', '', None, 32)
   def test_a_type_that_is_none_is_named_with_its_setting(self, dtype):
     checkpoint(self.folder)
-    how = types.SimpleNamespace(dtype=dtype, remat='none')
+    how = types.SimpleNamespace(dtype=dtype, remat='none', quantize='none')
     with self.assertRaisesRegex(ConfigError, r'llm\.dtype=.* is not one of auto, float32'):
       llm_loading.load(self.folder, how, self.mesh)
 
@@ -168,7 +168,7 @@ class MemoryTest(parameterized.TestCase):
     self.bytes = 4 * sum(x.size for x in jax.tree.leaves(llm.shapes(cfg))) * jax.device_count()
 
   def load(self, free, dtype='float32'):
-    how = ConfigDict(dict(dtype=dtype, remat='none'))
+    how = ConfigDict(dict(dtype=dtype, remat='none', quantize='none'))
     with mock.patch.object(host_memory, 'free', lambda: free), mock.patch.object(
         huggingface, 'load', side_effect=huggingface.load) as read:
       try:

@@ -23,7 +23,7 @@ from tests.long import long, long_but
 
 TEXTS = [' '.join(f'word{(i * j) % 7}' for j in range(1 + 3 * i % 40)) for i in range(30)]
 
-HOW = ConfigDict(dict(dtype='float32', remat='none'))
+HOW = ConfigDict(dict(dtype='float32', remat='none', quantize='none'))
 
 
 def tiny_folder(folder):

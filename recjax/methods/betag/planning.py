@@ -40,7 +40,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
                    + 100 * cfg.tags.api_samples * cfg.tags.api_price_out) / 1e6
   adapter = dict_size(shape)
   return {
-      'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights ({shape.dtype}), '
+      'model': f'{llm.param_bytes(shape) / 2**20:,.1f} MiB of weights ({shape.stored}), '
                f'{adapter:,} adapter parameters',
       'optimizer': f'{adapter * 12 / 2**20:,.1f} MiB (adapter and two moments, float32)',
       'training': f'about {train_tokens / 1e6:,.1f} M tokens, '

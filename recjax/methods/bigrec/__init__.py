@@ -78,7 +78,7 @@ def check(cfg: ConfigDict) -> prompts.Template:
 
   cfg: the run's config. Raises ConfigError. -> Template
   """
-  llm_loading.check(cfg.llm)
+  llm_loading.check(cfg.llm, cfg.train.mode)
   if cfg.variant not in VARIANTS:
     raise ConfigError(f'variant={cfg.variant!r}; choose one of {", ".join(VARIANTS)}')
   if cfg.decode.beams < 1 or cfg.decode.batch < 1 or cfg.train.batch < 1:

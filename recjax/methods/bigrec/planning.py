@@ -45,7 +45,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
                  round(length), TITLE if cfg.variant == 'decode' else cfg.decode.new_tokens)
   return {
       'model': f'{layers.count_params(llm.shapes(shape)):,} parameters, '
-               f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
+               f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.stored})',
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{count:,} samples, at most {tokens / 1e6:,.1f} M tokens, '
                   f'{flops / 1e12:,.1f} TFLOP',

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from recjax import run_files
+from recjax import base_config, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset
 from recjax.data.formats import etegrec as files
@@ -139,7 +139,7 @@ def text_vectors(work: Workdir, folder: str, texts: Sequence[str],
   if not folder:
     return np.array([hash_words(text) for text in texts], np.float32).reshape(
       len(texts), HASH_WIDTH)
-  encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+  encoder = text_embedding.load(folder, ConfigDict(base_config.llm('sample')), work.mesh)
   if kept:
     return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
   return np.asarray(text_embedding.embed(encoder, texts, work.mesh)[0], np.float32)

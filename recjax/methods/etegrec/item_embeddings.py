@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from recjax import run_files
+from recjax import base_config, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset, item_texts
 from recjax.errors import ConfigError, DataError
@@ -68,7 +68,7 @@ def from_text(work: Workdir, texts: Sequence[str], folder: str) -> Float[np.ndar
   of the stage."""
   if not folder:
     raise ConfigError("vectors.source='text' needs vectors.encoder, the folder of a text encoder")
-  encoder = text_embedding.load(folder, ConfigDict({'dtype': 'auto', 'remat': 'none'}), work.mesh)
+  encoder = text_embedding.load(folder, ConfigDict(base_config.llm('sample')), work.mesh)
   return text_embedding.embed_kept(work, encoder, texts, 'embedding')[0]
 
 

@@ -72,4 +72,5 @@ def llm_shape(cfg: ConfigDict) -> llm.Config:
   if not cfg.llm.weights:
     raise ConfigError('llm.weights is empty, so there is no model to count; add '
                       '--config.llm.weights=FOLDER, or use the sample preset')
-  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank)
+  return dataclasses.replace(huggingface.read_config(cfg.llm.weights), lora_rank=cfg.lora.rank,
+                             quantize=cfg.llm.quantize)

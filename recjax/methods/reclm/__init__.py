@@ -84,7 +84,7 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 def check(cfg: ConfigDict) -> dict[str, str]:
   """What can be known to be wrong before anything runs. cfg: the run's config. -> template parts.
   Raises ConfigError."""
-  llm_loading.check(cfg.llm)
+  llm_loading.check(cfg.llm, cfg.train.mode)
   if cfg.grounding not in GROUNDINGS:
     raise ConfigError(f'grounding={cfg.grounding!r}; choose one of {", ".join(GROUNDINGS)}')
   if cfg.train.scope not in trie_masked.KINDS:

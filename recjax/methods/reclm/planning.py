@@ -73,7 +73,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
                  cfg.train.epochs, users, cfg.decode.batch, 1, round(length), cfg.decode.new_tokens)
   return {
       'model': f'{layers.count_params(llm.shapes(shape)):,} parameters, '
-               f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.dtype})',
+               f'{llm.param_bytes(shape) / 2**20:,.0f} MiB as stored ({shape.stored})',
       'trained': f'{trained:,} parameters ({cfg.train.mode})',
       'training': f'{cfg.train.epochs} epochs of {users:,} samples, about {tokens / 1e6:,.1f} M '
                   f'tokens, {flops / 1e12:,.1f} TFLOP',
