@@ -46,7 +46,8 @@ def _connected(address: str) -> Iterator[Any]:
   try:
     import sqlalchemy
     kind, rest = address.split('://', 1)
-    engine = sqlalchemy.create_engine(f'{_DRIVERS.get(kind, kind)}://{rest}')
+    engine = sqlalchemy.create_engine(f'{_DRIVERS.get(kind, kind)}://{rest}',
+                                      execution_options={'postgresql_readonly': True})
   except ImportError as error:
     raise ConfigError(f'{shown} needs the package {error.name}; databases are read with: pip '
                       'install "recjax[data]"') from error

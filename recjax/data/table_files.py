@@ -92,8 +92,9 @@ def open_table(path: raw_reader.Path, sep: str = '', encoding: str = '', part: s
     return Table(str(path), '.parquet', found=('Parquet',))
   kind = raw_reader.file_kind(path)
   if not sep and kind in ('.jsonl', '') or head.lstrip()[:1] in (b'{', b'['):
-    first = next((line for _, line in raw_reader.read_lines(path) if line and line.strip()), b'')
-    if first.lstrip()[:1] == b'[' and file_io.whole_json(first):
+    first = next((line for _, line in raw_reader.read_lines(path) if line is None or line.strip()),
+                 b'')
+    if first is None or first.lstrip()[:1] == b'[' and file_io.whole_json(first):
       return Table(str(path), '.json' + raw_reader.ARRAY, found=('a JSON array',))
     if kind == '.jsonl' or first.lstrip()[:1] == b'{':
       return Table(str(path), '.jsonl', found=('JSON Lines',))

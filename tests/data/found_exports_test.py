@@ -464,12 +464,16 @@ class PostgresTest(DatabaseCase):
     self.in_database(self.address)
     with psycopg.connect(self.address, autocommit=True) as con:
       con.execute('CREATE SCHEMA old')
+      con.execute('CREATE SEQUENCE counter')
       con.execute('ALTER TABLE orders SET SCHEMA old')
     code, said = self.prepare(self.address, '--query=old.orders')
     self.assertEqual(code, 0, said)
     self.check(loading.load_data(self.out))
     for path in self.out.iterdir():
       self.assertNotIn(b'cret', path.read_bytes())
+    code, said = self.prepare(self.address, "--query=SELECT nextval('counter')")
+    self.assertEqual(code, 2, said)
+    self.assertIn('in a read-only transaction', said)
     for wrong, why in (
         (self.address.replace('cret', 'cure'), 'password authentication failed'),
         (self.address.replace('/postgres', '/none'), '"none" does not exist'),
