@@ -6,6 +6,7 @@ to nanoseconds. A value that is not like the others is no time; nothing is guess
 import dataclasses
 import datetime
 import decimal
+import functools
 import pathlib
 import re
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def parse_number(value: object) -> tuple[int, str] | None:
     value = repr(value)
   elif isinstance(value, decimal.Decimal):
     value = str(value)
-  elif not isinstance(value, str):
+  elif not isinstance(value, str) or ':' in value:
     return None
   if _WHOLE.fullmatch(value):
     return int(value), ''
@@ -138,11 +139,12 @@ def parse_date(value: object, order: str = '') -> Date:
   if not isinstance(value, str):
     return Date('', None)
   text, digits = _split_fraction(value.strip())
-  try:
-    moment = datetime.datetime.fromisoformat(text)
-    return Date('iso', _seconds(moment), digits, moment.tzinfo is not None)
-  except (ValueError, OverflowError):
-    pass
+  if text[:4].isdigit():
+    try:
+      moment = datetime.datetime.fromisoformat(text)
+      return Date('iso', _seconds(moment), digits, moment.tzinfo is not None)
+    except (ValueError, OverflowError):
+      pass
   try:
     kind, seconds, has_zone = _numeric_date(text, order) or _worded_date(text) or ('', None, False)
   except (ValueError, OverflowError):
@@ -193,6 +195,12 @@ def _worded_date(text: str) -> tuple[str, int, bool] | None:
   return ('words', *_date_seconds(year, names[0], day, clock)) if names else None
 
 
+@functools.lru_cache(1 << 15)
+def _midnight(year: str, month: str | int, day: str) -> int:
+  """Seconds from 1970 to the beginning of a day. Raises ValueError."""
+  return _seconds(datetime.datetime(int(year), int(month), int(day)))
+
+
 def _date_seconds(year: str, month: str | int, day: str, clock: str | None) -> tuple[int, bool]:
   """Seconds since 1970, and whether a zone is named. Raises ValueError."""
   hour = minute = second = 0
@@ -207,8 +215,9 @@ def _date_seconds(year: str, month: str | int, day: str, clock: str | None) -> t
         raise ValueError('no hour of twelve')
       hour = hour % 12 + 12 * (match[4].lower() == 'p')
     zone = match[5]
-  moment = datetime.datetime(int(year), int(month), int(day), hour, minute, second)
-  seconds = _seconds(moment)
+  if not (hour < 24 and minute < 60 and second < 60):
+    raise ValueError('no time of day')
+  seconds = _midnight(year, month, day) + 3600 * hour + 60 * minute + second
   if zone and zone[0] in '+-':
     offset = int(zone[1:3]) * 3600 + int(zone[-2:]) * 60
     seconds -= offset if zone[0] == '+' else -offset

@@ -5,6 +5,7 @@ less.
 """
 import collections
 import datetime
+import functools
 import re
 import statistics
 from collections.abc import Collection, Iterator
@@ -56,8 +57,14 @@ def is_quantity(values: Collection) -> bool:
 def parse_quantity(value: object) -> float | None:
   """The number `value`, or its text with a decimal point or comma; None for another."""
   if isinstance(value, str):
-    value = cleaning.parse_amount(value) if re.fullmatch(r"\s*[+-]?[\d.,']+\s*", value) else None
+    return _amount(value)
   return float(value) if isinstance(value, int | float) and value == value else None
+
+
+@functools.lru_cache(1 << 12)
+def _amount(value: str) -> float | None:
+  amount = cleaning.parse_amount(value) if re.fullmatch(r"\s*[+-]?[\d.,']+\s*", value) else None
+  return None if amount is None else float(amount)
 
 
 def parse_rule(text: str) -> dict[str, float]:
