@@ -45,6 +45,7 @@ def _connected(address: str) -> Iterator[Any]:
   shown = without_password(address)
   try:
     import sqlalchemy
+    import sqlalchemy.exc
     kind, rest = address.split('://', 1)
     engine = sqlalchemy.create_engine(f'{_DRIVERS.get(kind, kind)}://{rest}',
                                       execution_options={'postgresql_readonly': True})

@@ -23,10 +23,11 @@ def choose_sheet(path: pathlib.Path, name: str, fits: Callable[[list[str]], bool
     if name not in names:
       raise ConfigError(f'{path} has no sheet {name!r}; it has {", ".join(names)}')
     return name
-  filled = {sheet: first for sheet in names if (first := next(read(path, sheet), None))}
-  fitting = [sheet for sheet, (_, row, _) in filled.items() if len(filled) == 1 or fits([*row])]
+  filled = {sheet: [*(first[1] or ())] for sheet in names
+            if (first := next(read(path, sheet), None))}
+  fitting = [sheet for sheet, row in filled.items() if len(filled) == 1 or fits(row)]
   if len(fitting) != 1:
-    listed = '; '.join(f'{sheet} ({", ".join(row)})' for sheet, (_, row, _) in filled.items())
+    listed = '; '.join(f'{sheet} ({", ".join(row)})' for sheet, row in filled.items())
     raise ConfigError(f'{path}: which sheet? It has {listed or "none with rows"}. Say '
                       '--query=SHEET (--items-query=SHEET for the items)')
   return fitting[0]

@@ -35,6 +35,7 @@ class Asker:
     if question not in self.answers:
       if self.yes and likely:
         self.answers[question] = options[0]
+        print(f'{question} Taken, as --yes says: {options[0]}', file=sys.stderr)
       elif self.terminal and not self.yes and options:
         self.answers[question] = self._ask(question, options, remedy)
       else:

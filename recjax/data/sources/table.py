@@ -5,6 +5,7 @@ silence.
 """
 import codecs
 import collections
+import dataclasses
 import functools
 import itertools
 from collections.abc import Collection, Iterator
@@ -94,6 +95,7 @@ class _Log:
     self.how: dict[str, str] = {}
     if table.headless and not self.names:
       self.names = self._guessed_names()
+    table = self.table
     self.sample, first = peek(table.read(self.names), table.place)
     named = column_names.parse_pairs(columns)
     self.columns = choose_columns(first, INTERACTION_NAMES, named, table.path, '--columns',
@@ -137,6 +139,8 @@ class _Log:
     chosen = self.ask(
         f'{self.table.path}: its first line ({shown:.80}) names no columns.', [guess], True,
         f'Say which they are, as in --header={guess}')
+    self.table = dataclasses.replace(self.table, found=(
+        *self.table.found, f'without names of columns, taken as {chosen}'))
     return chosen.split(',')
 
   def _check_kinds(self, named: dict[str, str], events: str) -> None:
