@@ -303,7 +303,8 @@ def sequential_epoch(case: Case, kind: str) -> Program:
     params = begin(key)
     return {'params': params, 'opt': tx.init(params)}
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  seqs = jax.ShapeDtypeStruct((cfg.train.batch * case.epoch + 1, model.max_history + 1), jnp.int32)
+  wide = (model.max_history + 1) * (1 + (model.time == 'bias'))
+  seqs = jax.ShapeDtypeStruct((cfg.train.batch * case.epoch + 1, wide), jnp.int32)
   run = jax.jit(jax.vmap(functools.partial(sequential.epoch, cfg, tx, loss, case.epoch),
                          (0, 0, None, None, None, 0)), donate_argnums=0)
   state = jax.eval_shape(jax.vmap(init), keys)
@@ -354,5 +355,5 @@ PROGRAMS: dict[str, Callable[[Case], Program]] = {
     'sample': sample, 'item_mode': item_mode, 'tiger_epoch': tiger_epoch,
     'tiger_beams': tiger_beams, 'rqvae_steps': rqvae_steps,
     **{f'{kind}_epoch': functools.partial(sequential_epoch, kind=kind)
-       for kind in ('sasrec', 'gru4rec', 'bert4rec')},
+       for kind in ('sasrec', 'gru4rec', 'bert4rec', 'hstu')},
     'rank_items': rank_items, 'score_items': score_items, 'ground': ground}

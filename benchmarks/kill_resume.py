@@ -31,7 +31,8 @@ CODES = (*IDS, 'vectors.train.save_every=1', 'train.epochs=8', 'semantic_ids.siz
          'semantic_ids.steps=2000', 'semantic_ids.eval_every=20', 'semantic_ids.save_every=20')
 LONGER = {
     'sasrec': (*IDS, 'train.epochs=25'), 'gru4rec': (*IDS, 'train.epochs=25'),
-    'bert4rec': (*IDS, 'train.epochs=25'), 'betag': (*TINY, *TUNE, 'train.epochs=3'),
+    'bert4rec': (*IDS, 'train.epochs=25'), 'hstu': (*IDS, 'train.epochs=25'),
+    'betag': (*TINY, *TUNE, 'train.epochs=3'),
     'bigrec': TITLES, 'd3': TITLES,
     'reclm cgen': RECLM, 'reclm ret': RECLM, 'reclm token': RECLM,
     'llmemb': (*TINY, *IDS, 'train.epochs=40', 'scft.steps=200', 'scft.optim.save_every=20'),

@@ -105,6 +105,7 @@ CASES = {
     'sasrec': ('sequential_beauty', '', ids()),
     'gru4rec': ('sequential_beauty', 'model=gru4rec', ids()),
     'bert4rec': ('sequential_beauty', 'model=bert4rec', ids()),
+    'hstu': ('sequential_beauty', 'model=hstu', ids()),
     'betag': ('betag_scientific', '', (
         *TINY, 'tiny.layers=2', 'tiny.epochs=0.1', *TUNE, 'train.epochs=1', 'train.batch=5',
         'lora.rank=4', 'decode.beams=4', 'decode.groups=4', 'decode.new_tokens=6',

@@ -192,6 +192,11 @@ def mutants() -> list[Mutant]:
        ('state = jnp.where(begin[:, None], 0, state)', 'pass'),
        ('new = (1 - z) * jnp.tanh(candidate_x + r * candidate_h) + z * state',
         'new = z * jnp.tanh(candidate_x + r * candidate_h) + (1 - z) * state'))
+  room('models/hstu.py', 'models.hstu_test',
+       ('weights = nn.silu(scores + bias) / self.slots', 'weights = nn.silu(scores + bias)'),
+       ('u * norm(y)', 'u * y'),
+       ('guess - (gap < limits[guess])', 'guess'),
+       ('asked[:, :, None] - seen[:, None]', 'seen[:, :, None] - seen[:, None]'))
   room('models/rqvae.py', 'models.rqvae_test',
        ('squared(part - constant(residual)) + cfg.beta * squared(constant(part) - residual)',
         'cfg.beta * squared(part - constant(residual)) + squared(constant(part) - residual)'),

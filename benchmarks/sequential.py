@@ -9,6 +9,8 @@ anything is timed, with dropout .2; rounds are interleaved; compilation is apart
   bce   one negative at every target        last  full softmax, the last place of each user alone
   all   full softmax at every target, torch scoring every padded place, and torch gathering as we do
   long  all, with users whose rows are full, so that packing saves nothing
+  hstu  HSTU's step at the published sizes of MovieLens-1M (--movielens), against plain PyTorch
+           without fbgemm, with two ways of scoring negatives
   recbole  last, against RecBole's own SASRec at the same sizes; --recbole=SITE_PACKAGES names where
            it is installed (it needs old pins, so an environment of its own is best)
   memory  compiled memory of dense and chunked cross-entropy at 10^4, 10^5, 10^6 items
@@ -29,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import sequential_quality
+from benchmarks import hstu_step, sequential_quality
 from recjax.data import loading, splits
 from recjax.models import seqrec
 from recjax.training import optim
@@ -43,6 +45,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--lines', default='bce,last,all,long,memory,evaluate')
   parser.add_argument('--data', default='../shared/data/amazon-beauty')
+  parser.add_argument('--movielens', default='../shared/data/ml-1m', help='of hstu')
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--recbole', default='', help='a site-packages folder that holds recbole')
   parser.add_argument('--minutes', type=float, default=30, help='training time a side, of quality')
@@ -54,8 +57,9 @@ def main():
   print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {args.rounds} rounds', flush=True)
   for line in args.lines.split(','):
     print(f'\n{line}', flush=True)
-    if line in ('memory', 'evaluate', 'quality'):
-      {'memory': memory, 'evaluate': evaluate, 'quality': sequential_quality.run}[line](args)
+    if line in ('memory', 'evaluate', 'quality', 'hstu'):
+      {'memory': memory, 'evaluate': evaluate, 'quality': sequential_quality.run,
+       'hstu': hstu_step.run}[line](args)
     else:
       step(line, args)
 
@@ -101,9 +105,10 @@ def step(line, args):
 
 def our_step(cfg, model, params, batch):
   """-> (run one step, loss without dropout)"""
-  counts = jnp.maximum((jnp.asarray(batch) > 0).sum(-1) - 1, 0)
+  items = jnp.asarray(batch)[:, :model.max_history + 1]
+  counts = jnp.maximum((items > 0).sum(-1) - 1, 0)
   rows = -(-int(train.assign_rows(counts, model.max_history)[2]) // 8) * 8
-  inputs, goals = train.example(cfg, model, jnp.asarray(batch), jax.random.key(0))
+  inputs, goals = train.example(cfg, model, items, jax.random.key(0))
   del inputs
   targets = -(-int((goals > 0).sum()) // 128) * 128
   mesh = jax.make_mesh((1,), ('data',))

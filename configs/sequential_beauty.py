@@ -5,6 +5,7 @@
   python -m recjax.main --config=configs/sequential_beauty.py:paper,data=data/amazon-beauty
       # three seeds, length 50, width 64, Adam 1e-3, best epoch by validation NDCG@10
   ...:paper,data=data/amazon-beauty,model=gru4rec        # or bert4rec
+  ...:paper,data=data/amazon-beauty,model=hstu --config.model.time=none
   ...:paper,data=data/amazon-beauty,loss=bce             # or gbce, sampled, chunked
 
 Published on the split of S3-Rec (22,363 users, 12,101 items; HR@10 / NDCG@10, full ranking): SASRec

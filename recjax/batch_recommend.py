@@ -45,7 +45,8 @@ def run(recommend: Callable, data: Dataset | Records, source: str | os.PathLike,
   """Recommends for every row of `source` into `target`; a call that was killed goes on.
 
   recommend, data: as `recommend.load` gives them. source: JSON Lines, {"user_id": ..., "items":
-  [...]} a line, or Parquet with these columns (name ends in .parquet). target: x.jsonl, the same
+  [...]} a line, or Parquet with these columns (name ends in .parquet); "times", and "now" of the
+  request, in seconds too, for a model that reads them. target: x.jsonl, the same
   rows with "recommended": [{"item", "title", "score"}], or x.parquet with a row an answer: user,
   rank (1 is best), item, title, score. k: items for each. model: as `recommend.model_version` gives
   it. log: called with lines. part: (i, n) for the i-th of n shares, from 0, see `_run_part`.
@@ -88,7 +89,18 @@ def answer(batch: Batch, journal: file_io.Journal, users: range, share: int) -> 
 
 def answer_rows(batch: Batch, rows: list[dict]) -> list[dict]:
   """The rows of one block with what is recommended. batch: what is asked."""
-  items, scores = batch.recommend([row['items'] for row in rows], batch.k)
+  items: list[Any] = [None] * len(rows)
+  scores = items[:]
+  timed = getattr(batch.recommend, 'timed', False)
+  for told in (False, True):  # rows with times, where they are read, apart from the others
+    places = [n for n, row in enumerate(rows) if (timed and bool(row.get('times'))) == told]
+    some = [rows[n] for n in places]
+    if some:
+      more = {'times': [[*row['times'], row.get('now') or row['times'][-1]]
+                        for row in some]} if told else {}
+      answers = batch.recommend([row['items'] for row in some], batch.k, **more)
+      for place, *answer in zip(places, *answers):
+        items[place], scores[place] = answer
   return [{**row, 'recommended': [
       {'item': item, 'title': title_of(batch.catalog, item), 'score': round(float(score), 6)}
       for item, score in zip(row_items, row_scores)]}
@@ -200,6 +212,12 @@ def read_users(source: pathlib.Path, catalog: Catalog) -> Iterator[dict]:
       raise DataError(f'{place}: items must be a list of one item id or more, oldest first, found '
                       f'{row.get("items")!r:.60}')
     row['items'] = [file_io.text_id(item, place, 'an item') for item in row['items']]
+    times = row.get('times')
+    if times is not None and (
+        not isinstance(times, list) or len(times) != len(row['items'])
+        or not all(isinstance(t, int) for t in (*times, row.get('now') or 0))):
+      raise DataError(f'{place}: times must be whole seconds, one for each of {len(row["items"])} '
+                      f'items, and now another, found {times!r:.60}')
     for item in row['items']:
       try:
         catalog.index(item)

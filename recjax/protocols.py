@@ -99,14 +99,15 @@ class Recommender(Protocol):
   """A trained method's face."""
 
   def __call__(self, histories: Sequence[Sequence[str]], k: int, exclude_seen: bool = True,
-               allowed: Collection[str] | Bool[np.ndarray, 'B N'] | None = None
+               allowed: Collection[str] | Bool[np.ndarray, 'B N'] | None = None,
+               times: Sequence[Sequence[int]] | None = None
                ) -> tuple[list[list[str]], Float[np.ndarray, 'B K'] | list]:
     """The k best items of each history of item ids, oldest first.
 
     exclude_seen: whether items of the history are out. allowed: the ids that may come, or a mask,
     of a row a history where the recommender has `masks_by_row`; None for all. histories: of B
-    users. -> ids, fewer than k where fewer may come; their scores. Raises DataError for unknown
-    ids.
+    users. times: of each the seconds of its items and of the request, for one that is `timed`. ->
+    ids, fewer than k where fewer may come; their scores. Raises DataError for unknown ids.
     """
     ...
 

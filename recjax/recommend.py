@@ -7,6 +7,7 @@ from typing import Any
 
 from recjax import methods, run_files, settings
 from recjax.data import array_record, loading
+from recjax.data import times as times_lib
 from recjax.data.array_record import Records
 from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import DataError, WorkdirError
@@ -78,6 +79,17 @@ def history_of(data: Dataset | Records, user_id: str) -> list[str]:
   if user_id not in users:
     raise DataError(f'user {user_id!r} is not among the {len(users)} users of {data.name}')
   return [data.catalog.id_of(i) for i in data.interactions.history(users.index(user_id))]
+
+
+def times_of(data: Dataset | Records, user_id: str) -> list[int] | None:
+  """Seconds of the items of a known user and, once more the last, of a request; None where the data
+  have no times. data, user_id: as of `history_of`."""
+  if isinstance(data, Records) or data.interactions.times is None:
+    return None
+  user = data.interactions.users.index(user_id)
+  own = slice(*data.interactions.offsets[user:user + 2])
+  seconds = times_lib.in_seconds(data.interactions.times)[own].tolist()
+  return seconds + seconds[-1:]
 
 
 def title_of(catalog: Catalog, item_id: str) -> str:

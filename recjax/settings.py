@@ -64,8 +64,8 @@ RANGES = {
         semantic_ids.size semantic_ids.steps semantic_ids.eval_every scft.steps scft.parts
         scft.max_len export.rungs export.shard pca.dim rat.max_align_items ground.max_gamma''',
     'at least 0': '''
-        *.patience *.warmup *.decay *.clip *.muon *.valid_users align.sia align.psa align.warm
-        control.users decode.diversity decode.temperature export.budget eval.candidates
+        model.slots *.patience *.warmup *.decay *.clip *.muon *.valid_users align.sia align.psa
+        align.warm control.users decode.diversity decode.temperature export.budget eval.candidates
         eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
         eval.max_valid_users eval.users eval.vague eval.classical_minutes rat.alpha rat.hidden
         rat.ids_from rat.spread
@@ -73,7 +73,8 @@ RANGES = {
         *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau rat.tau scft.tau
+        *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau model.temperature rat.tau
+        scft.tau
         semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
@@ -101,8 +102,8 @@ CHOICES = {
     '*.schedule': ('linear', 'cosine', 'square', 'constant'),
     '*.model.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),  # model.norm: by the method
     'base.norm': ('pre', 'original', 'post', 'ligr', 'unirec'),
-    '*model.kind': ('sasrec', 'gru4rec', 'bert4rec'),
-    'base.kind': ('sasrec', 'gru4rec', 'bert4rec'),
+    '*model.kind': ('sasrec', 'gru4rec', 'bert4rec', 'hstu'),
+    'base.kind': ('sasrec', 'gru4rec', 'bert4rec', 'hstu'), 'model.time': ('none', 'bias'),
     'model.count': ('end', 'start'), 'base.count': ('end', 'start'),
     'model.dtype': ('float32', 'bfloat16'),
     '*.loss.kind': ('ce', 'chunked', 'bce', 'gbce', 'sampled'),

@@ -16,7 +16,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   who.add_argument('--history', help='item ids, oldest first, parted by commas')
   who.add_argument('--user', help='id of a user in the data')
   who.add_argument('--input', help='users.jsonl, {"user_id": ..., "items": [...]} a line, or '
-                   'users.parquet with these columns')
+                   'users.parquet with these columns; `times` in seconds too, and `now`, for a '
+                   'model that reads them')
   parser.add_argument('--output', help='where the answers to --input go: x.jsonl or x.parquet; the '
                       'same command goes on where it was stopped')
   parser.add_argument('--part', metavar='I/N', help='answer only share I of N of --input, here or '
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     raise ConfigError('--history is empty; give item ids, parted by commas')
   history = (args.history.split(',') if args.history else
              recommend_lib.history_of(data, args.user))
-  items, scores = recommend([history], args.k)
+  times = recommend_lib.times_of(data, args.user) if args.user and recommend.timed else None
+  items, scores = recommend([history], args.k, **({'times': [times]} if times else {}))
   for item, score in zip(items[0], scores[0]):
     print(f'{item}\t{score:.4f}\t{recommend_lib.title_of(data.catalog, item)}')

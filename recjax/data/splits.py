@@ -12,6 +12,7 @@ from recjax.errors import ConfigError, DataError
 from recjax.split_rule import SplitRule
 
 HISTORIES = ('train+valid', 'train')
+CLOCKS = ('last', 'target')  # when a request is made: at its last item's time, or at its target's
 SAMPLE_SEED = 42  # draws test cases where not all are asked
 VALID_USERS = 1024  # who leave training where validation is by users
 FEW_USERS = 100  # of a test, beyond which a sentence need not warn
@@ -20,17 +21,41 @@ _SAMPLED = re.compile(r'; drawn by seed \d+ out of \d+')
 
 
 @dataclasses.dataclass(frozen=True)
+class CaseTimes:
+  """When the items of cases came.
+
+  times: (M,) int64, of the interactions that were split. per_second: how many of its units make a
+  second. starts, targets: (n,) int64, where each history begins in them, and where its target is.
+  """
+  times: np.ndarray
+  per_second: int
+  starts: np.ndarray
+  targets: np.ndarray
+
+  def of_requests(self, rows: np.ndarray, lengths: np.ndarray, clock: str) -> np.ndarray:
+    """Seconds of the items of each case of `rows`, `lengths` of them, and behind these of its
+    request, end to end, int64. clock: of CLOCKS."""
+    places, offsets = flat_positions(self.starts[rows], lengths + 1)
+    ends = offsets[1:] - 1
+    last = clock == 'last'
+    places[ends] = np.where(last & (lengths > 0), places[ends] - 1, self.targets[rows])
+    return self.times[places] // self.per_second
+
+
+@dataclasses.dataclass(frozen=True)
 class Cases:
   """Questions of an evaluation: what came after this history?
 
   users: (n,) int32, rows of the interactions that were split; a user may have several. targets:
   (n,) int32, item indices. histories: flat items int32, and offsets (n + 1,) int64 into them.
-  as_set: whether a user's cases are one question with several right answers.
+  as_set: whether a user's cases are one question with several right answers. when: their times,
+  None where there are none.
   """
   users: np.ndarray
   histories: tuple[np.ndarray, np.ndarray]
   targets: np.ndarray
   as_set: bool = False
+  when: CaseTimes | None = None
 
   def __len__(self) -> int:
     return len(self.users)
@@ -55,8 +80,19 @@ class Cases:
     """The cases numbered `rows` (m,), in that order."""
     items, offsets = self.histories
     positions, offsets = flat_positions(offsets[:-1][rows], np.diff(offsets)[rows])
+    when = self.when and dataclasses.replace(
+        self.when, starts=self.when.starts[rows], targets=self.when.targets[rows])
     return dataclasses.replace(self, users=self.users[rows], histories=(items[positions], offsets),
-                               targets=self.targets[rows])
+                               targets=self.targets[rows], when=when)
+
+  def request_times(self, rows: np.ndarray, clock: str = 'last') -> np.ndarray | None:
+    """Seconds of the items of the cases numbered `rows` and, behind each history, of its request,
+    end to end; None where there are no times.
+
+    clock: of CLOCKS, when a request is made: at the time of its target, or still at that of the
+    last item, as where nobody tells when the target will come.
+    """
+    return self.when and self.when.of_requests(rows, np.diff(self.histories[1])[rows], clock)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +250,7 @@ def global_time(interactions: Interactions, rule: SplitRule, drop_cold_targets: 
   of the data set, for messages. Raises DataError where the times do not allow it, ConfigError for a
   moment outside of them. arXiv 2507.16289 and github.com/monkey0head/time-to-split.
   """
-  times = _usable_times(interactions, name)
+  times = usable_times(interactions, name, "or keep split.kind='leave_one_out'")
   cut, share, said = _cut(times, rule.at, name)
   held = functools.partial(_after, interactions, target=rule.target, seed=rule.seed)
   known = _counts_until(interactions, times, cut)
@@ -243,9 +279,12 @@ def global_time(interactions: Interactions, rule: SplitRule, drop_cold_targets: 
   return Split(train, valid, test, protocol, learned if rule.refit else None)
 
 
-def _usable_times(interactions: Interactions, name: str) -> np.ndarray:
-  """Times of a data set that can be cut. Raises DataError for others."""
-  times, advice = interactions.times, "or keep split.kind='leave_one_out'"
+def usable_times(interactions: Interactions, name: str, advice: str) -> np.ndarray:
+  """Times of a data set that can be cut and compared. Raises DataError for others.
+
+  name: of the data set. advice: what else may be done, for messages.
+  """
+  times = interactions.times
   if times is None:
     raise DataError(f"{name} has no times, so nothing says what came before a moment; add `times` "
                     f'to its sequences (see `recjax prepare`), {advice}')
@@ -261,8 +300,9 @@ def _usable_times(interactions: Interactions, name: str) -> np.ndarray:
   if back.any():
     place = int(np.argmax(back)) + 1
     user = int(np.searchsorted(interactions.offsets, place, 'right')) - 1
-    raise DataError(f'{name}: the times of user {interactions.users[user]} go backwards; sort each '
-                    "user's items by time (`recjax prepare` does)")
+    raise DataError(f'{name}: the times of user {interactions.users[user]} go backwards '
+                    f"({int(back.sum())} such places in all); sort each user's items by time "
+                    f'(`recjax prepare` does), {advice}')
   return times
 
 
@@ -317,7 +357,8 @@ def _after(interactions: Interactions, known: np.ndarray, ends: np.ndarray, targ
   read = known[users] if target == 'all' else places
   positions, offsets = flat_positions(starts, read)
   return Cases(users.astype(np.int32), (interactions.items[positions], offsets),
-               interactions.items[starts + places], target == 'all')
+               interactions.items[starts + places], target == 'all',
+               _when(interactions, starts, starts + places))
 
 
 def _validation(interactions: Interactions, times: np.ndarray, cut: float, share: float,
@@ -351,7 +392,17 @@ def _last_cases(interactions: Interactions, users: np.ndarray, back: int, held_o
   """Asks `users` for their item `back` from the end, given all but the last `held_out`."""
   starts, ends = interactions.offsets[users], interactions.offsets[users + 1]
   positions, offsets = flat_positions(starts, ends - held_out - starts)
-  return Cases(users, (interactions.items[positions], offsets), interactions.items[ends - back])
+  return Cases(users, (interactions.items[positions], offsets), interactions.items[ends - back],
+               when=_when(interactions, starts, ends - back))
+
+
+def _when(interactions: Interactions, starts: np.ndarray, targets: np.ndarray) -> CaseTimes | None:
+  """The times of cases whose histories begin at `starts` and whose targets are at `targets`."""
+  times = interactions.times
+  if times is None or not len(times):
+    return None
+  scale = times_lib.find_scale(int(times.min()), int(times.max()))
+  return CaseTimes(times, scale.per_second or 1, starts, targets)
 
 
 def flat_positions(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -158,11 +158,35 @@ def score_function(parts: Sequence[ScoreFn | None], rule: Rule, n_items: int, to
   used: Any = [part if rule.uses(number) else None for number, part in enumerate(parts)]
   if rule.alone is not None:
     return used[rule.alone]
+  return Blended(tuple(used), rule, n_items, top, mask_history)
 
-  def score(items: np.ndarray, offsets: np.ndarray) -> Float[AnyArray, 'B N']:
-    seen = seen_items(items, offsets, n_items) & mask_history
-    return mixed([part and part(items, offsets) for part in used], rule, seen, top)
-  return score
+
+@dataclasses.dataclass(frozen=True)
+class Blended:
+  """What `score_function` gives, and takes: None for a part that the rule does not use. `timed` and
+  `at` are those of `DotProduct`."""
+  parts: tuple[Any, ...]
+  rule: Rule
+  n_items: int
+  top: int
+  mask_history: bool
+
+  def __call__(self, items: np.ndarray, offsets: np.ndarray) -> Float[AnyArray, 'B N']:
+    """Scores of all items. items, offsets: ragged histories."""
+    seen = seen_items(items, offsets, self.n_items) & self.mask_history
+    scores = [part and part(items, offsets) for part in self.parts]
+    return mixed(scores, self.rule, seen, self.top)
+
+  @property
+  def timed(self) -> bool:
+    """Whether any part reads times."""
+    return any(getattr(part, 'timed', False) for part in self.parts)
+
+  def at(self, times: np.ndarray | None) -> 'Blended':
+    """The blend of one block of histories with these times. times: as `DotProduct.at` takes them.
+    """
+    return dataclasses.replace(self, parts=tuple(
+        part.at(times) if getattr(part, 'timed', False) else part for part in self.parts))
 
 
 # The choice.
@@ -200,7 +224,8 @@ def ranks_of(parts: Sequence[ScoreFn], rules: Sequence[Rule], cases: Cases, n_it
   out, done = [], 0
   for rows, part, cuts, (seen_rows, seen_columns) in ranking.blocks(
       *cases.histories, n_items, 0, mask_history):
-    scores = [jnp.asarray(score(part, cuts), jnp.float32) for score in parts]
+    scores = [jnp.asarray(ranking.at_times(score, cases, rows)(part, cuts), jnp.float32)
+              for score in parts]
     seen = seen_items(part, cuts, n_items) & mask_history
     weights = jnp.stack([rule.of(scores, len(rows)) for rule in rules])
     owner = jnp.asarray([-1 if rule.alone is None else rule.alone for rule in rules])

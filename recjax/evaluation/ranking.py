@@ -112,7 +112,7 @@ def _filling(seen_mask):
 
 def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, block: int = 0,
                mask_history: bool = True, tie: str = 'pessimistic',
-               seen_mask: str = 'inf') -> Num[np.ndarray, ' U']:
+               seen_mask: str = 'inf', clock: str = 'last') -> Num[np.ndarray, ' U']:
   """Ranks every case's target among all items.
 
   score_fn: scores a block of histories. cases: ragged histories and targets. n_items: of the
@@ -120,28 +120,31 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, block: int = 0,
   over a large catalog is never scored whole, so its blocks are 256 and take a few tens of MB.
   mask_history: whether items of a history are out of the ranking, except the target where it is one
   of them. tie: of `ties.TIES`. seen_mask: 'zero' scores items of a history 0 instead, for parity
-  with code that does (they then outrank targets below 0). -> 0 is best; float32 for tie='mean'.
-  Raises DataError for no cases, ids outside 1..N, scores of another shape, or NaN, and ConfigError
+  with code that does (they then outrank targets below 0). clock: of `splits.CLOCKS`, when requests
+  are made, for a score function that reads times. -> 0 is best; float32 for tie='mean'. Raises
+  DataError for no cases, ids outside 1..N, scores of another shape, or NaN, and ConfigError
   for an unknown rule.
   """
-  return _rank(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask)[0]
+  return _rank(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask, clock)[0]
 
 
 def rank_and_recommend(
     score_fn: ScoreFn, cases: Cases, n_items: int, k: int, block: int = 0,
     mask_history: bool = True, tie: str = 'pessimistic', seen_mask: str = 'inf',
+    clock: str = 'last',
 ) -> tuple[Num[np.ndarray, ' U'], Int[np.ndarray, 'U K'], Float[np.ndarray, 'U K']]:
   """`rank_cases` and `top_items` from one pass of scores.
 
   k: items of a list; the other parameters as in `rank_cases`. cases: the cases. score_fn, n_items,
-  block, tie, seen_mask: as of `rank_cases`. -> ranks, items and scores. With mask_history the lists
-  leave out the whole history, so a target that repeats has a rank but stands in no list.
+  block, tie, seen_mask, clock: as of `rank_cases`. -> ranks, items and scores. With
+  mask_history the lists leave out the whole history, so a target that repeats has a rank but stands
+  in no list.
   """
   _check_k(k, n_items)
-  return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask)
+  return _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask, clock)
 
 
-def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask) -> Any:
+def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask, clock) -> Any:
   filling = _filling(seen_mask)
   items, offsets, targets = (np.asarray(x) for x in (*cases.histories, cases.targets))
   _check_histories(items, offsets, n_items)
@@ -159,16 +162,25 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask) -> A
     items, offsets, n_items, blocked_ranking.USERS if large else block, mask_history
   ):
     target = jnp.asarray(targets[rows], jnp.int32)
+    score_block: Any = at_times(score_fn, cases, rows, clock)
     if large:
       ranked = blocked_ranking.rank_users(
-        score_fn, peaks, target, coordinates, filling, part, cuts, k, tie
+        score_block, peaks, target, coordinates, filling, part, cuts, k, tie
       )
     else:
-      scores = _scores(score_fn, part, cuts, n_items)
+      scores = _scores(score_block, part, cuts, n_items)
       ranked = rank_block(scores, target, *coordinates, filling, k, tie)
     parts.append([np.asarray(x) for x in ranked])  # waits: blocks in flight would pile up in memory
     _check_numbers(parts[-1][0] < 0, rows)
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))
+
+
+def at_times(score_fn: ScoreFn, cases: Cases, rows: Int[np.ndarray, ' B'],
+             clock: str = 'last') -> ScoreFn:
+  """The score function of one block, told its times where it reads any. score_fn: of the model.
+  cases: of all blocks. rows: those of this one. clock: of `splits.CLOCKS`."""
+  timed: Any = score_fn if getattr(score_fn, 'timed', False) else None
+  return timed.at(cases.request_times(rows, clock)) if timed else score_fn
 
 
 def list_ranks(items: Int[np.ndarray, 'U K'], targets: Int[np.ndarray, ' U'] | Sequence[int],
@@ -209,7 +221,7 @@ def mean_ndcg(ranks: Num[np.ndarray, ' U'], cases: Cases) -> float:
 def top_items(
     score_fn: ScoreFn, items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
     n_items: int, k: int, exclude_seen: bool = True, allowed: np.ndarray | None = None,
-    block: int = 0,
+    block: int = 0, times: Int[np.ndarray, ' MU'] | None = None,
 ) -> tuple[Int[np.ndarray, 'U K'], Float[np.ndarray, 'U K']]:
   """The k best items for every history.
 
@@ -229,7 +241,10 @@ def top_items(
   parts = []
   for rows, part, cuts, coordinates in blocks(items, offsets, n_items, block, exclude_seen):
     mask = allowed if allowed.ndim == 1 else allowed[rows]
-    masked, bad = _mask_block(_scores(score_fn, part, cuts, n_items), mask, *coordinates)
+    score_block: Any = score_fn
+    if times is not None:
+      score_block = score_block.at(_gather(times, offsets + np.arange(len(offsets)), rows)[0])
+    masked, bad = _mask_block(_scores(score_block, part, cuts, n_items), mask, *coordinates)
     _check_numbers(np.asarray(bad), rows)
     parts.append([np.asarray(x) for x in _top_block(masked, k)])
   found, values = (np.concatenate(x)[:len(offsets) - 1] for x in zip(*parts))
@@ -240,10 +255,12 @@ def recommender(score_fn: ScoreFn, catalog: Catalog, logits: bool = False,
                 choice_fn: ScoreFn | None = None) -> CatalogRecommender:
   """The face of a method that scores the whole catalog. score_fn: of the method. catalog: that it
   scores. logits, choice_fn: as `CatalogRecommender` has them. -> Recommender, with masks by row"""
-  def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None) -> tuple:
+  def recommend(histories: Sequence, k: int, exclude_seen: bool, mask: np.ndarray | None,
+                times: Sequence | None = None) -> tuple:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     items = np.concatenate(histories) if len(histories) else np.zeros(0, np.int32)
-    return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask)
+    flat = None if times is None else np.concatenate(times)
+    return top_items(score_fn, items, offsets, len(catalog), k, exclude_seen, mask, times=flat)
   return CatalogRecommender(recommend, catalog, masks_by_row=True, score_fn=score_fn, logits=logits,
                             choice_fn=choice_fn)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from recjax.data.dataset import Catalog
+from recjax.errors import DataError
 from recjax.protocols import ScoreFn
 
 # (histories, k, exclude_seen, mask) -> item indices and scores; `Recommender` says what they are.
@@ -39,17 +40,32 @@ class CatalogRecommender:
   choice_fn: ScoreFn | None = None
   list_size: int = 0
 
+  @property
+  def timed(self) -> bool:
+    """Whether it reads when things happened, where a call tells it."""
+    return getattr(self.score_fn, 'timed', False)
+
   def __call__(self, histories: Sequence[Sequence[Any]], k: int, exclude_seen: bool = True,
-               allowed: Iterable[Any] | None = None) -> tuple[list[list[str]], np.ndarray]:
+               allowed: Iterable[Any] | None = None,
+               times: Sequence[Sequence[int]] | None = None) -> tuple[list[list[str]], np.ndarray]:
     """Recommends for histories of anybody.
 
     histories: B lists of item ids, oldest first. k: how many items. exclude_seen: leave those of
     the history out. allowed: item ids that may come, None for all; or a mask as `top_items` takes.
+    times: of each history the seconds of its items and, last, of the request; read where `timed`.
 
     Returns item ids [B][<= k] and scores (B, k). Raises DataError for an id that the catalog lacks.
     """
     rows = [np.array([self.catalog.index(i) for i in history], np.int32) for history in histories]
-    items, scores = self.top_items(rows, k, exclude_seen, mask_of(allowed, self.catalog))
+    told: tuple = ()
+    if times is not None and self.timed:
+      told = ([np.array(seconds, np.int64) for seconds in times],)
+      for history, seconds in zip(histories, times):
+        if len(seconds) != len(history) + 1:
+          raise DataError(f'{len(seconds)} times for a history of {len(history)} items; give one '
+                          'for each, and one for the request')
+    top_items: Callable = self.top_items
+    items, scores = top_items(rows, k, exclude_seen, mask_of(allowed, self.catalog), *told)
     return [[self.catalog.id_of(int(i)) for i in row if i] for row in items], scores
 
 

@@ -72,7 +72,7 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, drawn: Int[np.ndar
   flat, offsets = cases.histories
   ranks = []
   for rows, part, cuts, _ in ranking.blocks(flat, offsets, n_items, block, False):
-    scores = np.asarray(score_fn(part, cuts))
+    scores = np.asarray(ranking.at_times(score_fn, cases, rows)(part, cuts))
     target_scores = np.take_along_axis(scores, cases.targets[rows][:, None] - 1, 1)
     drawn_scores = np.take_along_axis(scores, drawn[rows] - 1, 1)
     ranks.append(np.asarray(ties.count_ahead(drawn_scores, target_scores, 'pessimistic')))

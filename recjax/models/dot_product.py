@@ -1,10 +1,12 @@
 """Scores that are inner products of a history's state with a row for every item."""
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from recjax.protocols import AnyArray
 
@@ -14,17 +16,25 @@ class DotProduct:
   """A score function in two halves, so that a large catalog need not be scored whole.
 
   states: (items, offsets), ragged histories -> (B, D) float32. table: row j for item j + 1. bias:
-  of the items, or None. Called like `states`, it gives all scores.
+  of the items, or None. timed: whether `states` takes times as well: seconds of each history's
+  items and of the request behind them, (M + B,). Called like `states`, it gives all scores.
   """
   states: Callable
   table: Float[AnyArray, 'N D']
   bias: Float[AnyArray, ' N'] | None = None
+  timed: bool = False
 
   def __call__(
       self, items: AnyArray | Sequence[int], offsets: AnyArray | Sequence[int],
   ) -> Float[Array, 'B N']:
     """Scores of all items. items, offsets: ragged histories."""
     return dot_product_scores(self.states(items, offsets), self.table, self.bias)
+
+  def at(self, times: Int[np.ndarray, ' M'] | None) -> 'DotProduct':
+    """The score function of one block of histories with these times. times: as `states` of a timed
+    one takes them; with None nothing changes."""
+    return self if times is None else dataclasses.replace(
+        self, states=functools.partial(self.states, times=times))
 
 
 @jax.jit

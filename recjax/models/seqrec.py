@@ -1,9 +1,9 @@
-"""SASRec, GRU4Rec and BERT4Rec over packed rows.
+"""SASRec, GRU4Rec, BERT4Rec and HSTU over packed rows.
 
-Kang and McAuley, ICDM 2018; Hidasi et al., ICLR 2016; Sun et al., CIKM 2019. Several users share a
-row of L slots: `segment` says whose token a slot holds (0: nobody's) and `position` where the token
-would stand if its user had the row alone, padded on the left; so the last token of every user is at
-L - 1, and more padding in front changes nothing.
+Kang and McAuley, ICDM 2018; Hidasi et al., ICLR 2016; Sun et al., CIKM 2019; Zhai et al., ICML
+2024. Several users share a row of L slots: `segment` says whose token a slot holds (0: nobody's)
+and `position` where the token would stand if its user had the row alone, padded on the left; so the
+last token of every user is at L - 1, and more padding in front changes nothing.
 
 Shape letters: R rows, L slots, D width, H heads, F inner width, B histories, W their length, N
 items: ids 1..N, 0 is padding, N + 1 the mask of BERT4Rec.
@@ -19,13 +19,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from recjax.errors import ConfigError
+from recjax.models import hstu
 from recjax.models.layers import FAR
 from recjax.protocols import AnyArray
 
 # Whose token a slot holds: from 1 up, 0 for nobody's; one user alone may be a mask.
 Segments = Int[AnyArray, 'R L'] | Bool[AnyArray, 'R L']
 
-KINDS = ('sasrec', 'gru4rec', 'bert4rec')
+KINDS = ('sasrec', 'gru4rec', 'bert4rec', 'hstu')
 NORMS = ('pre', 'original', 'post', 'ligr', 'unirec')
 PAPERS = {  # BibTeX, for reports
     'sasrec': '''\
@@ -55,18 +56,34 @@ PAPERS = {  # BibTeX, for reports
                Management (CIKM)},
   pages = {1441--1450},
   year = {2019}
+}''',
+    'hstu': '''\
+@inproceedings{zhai2024hstu,
+  title = {Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
+           Recommendations},
+  author = {Zhai, Jiaqi and Liao, Lucy and Liu, Xing and Wang, Yueming and Li, Rui and Cao, Xuan and
+            Gao, Leon and Gong, Zhaojie and Gu, Fangda and He, Jiayuan and Lu, Yinghai and Shi, Yu},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year = {2024},
+  note = {arXiv 2402.17152}
 }'''}
+RESERVE = 11  # slots of HSTU beyond the history, as published
+REMAT = 4     # layers of HSTU beyond which their attention is computed again instead of kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Shape of a model; hashable. Raises ConfigError.
 
-  kind: sasrec, gru4rec, bert4rec. items: N. max_history: L. width, layers, heads: sizes. hidden:
-  inner width of the feed-forward layers; the GRU's state. dropout: share in training. norm, of
-  SASRec: 'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr'
+  kind: sasrec, gru4rec, bert4rec, hstu. items: N. max_history: L. width, layers, heads: sizes.
+  hidden: inner width of the feed-forward layers; the GRU's state. dropout: share in training. norm,
+  of SASRec: 'pre', 'original' (the authors': residual from the normalized query), 'post', 'ligr'
   (eSASRec's: pre, gated branches, SwiGLU), or 'unirec' (post, a norm of the input instead of its
-  scale and the last norm, GELU; RecLM's teacher). separate: scores use an output table.
+  scale and the last norm, GELU; RecLM's teacher). separate: scores use an output table. unit:
+  scores are cosines over `temperature`.
+
+  Of HSTU: slots, its constant n, 0 for max_history and RESERVE; time, 'bias' where it is told when
+  things happened.
 
   Of published code: future, tokens see later ones. pads, padding in front is seen (as zeros by
   attention, as the table's row 0 by the GRU). count, positions run from the 'start' of a history
@@ -87,6 +104,10 @@ class Config:
   pads: bool = False
   count: str = 'end'
   bare: bool = False
+  slots: int = 0
+  time: str = 'none'
+  unit: bool = False
+  temperature: float = 1.0
 
   def __post_init__(self):
     if self.kind not in KINDS:
@@ -100,6 +121,16 @@ class Config:
     if self.bare and self.kind == 'gru4rec' and self.hidden != self.width:
       raise ConfigError(f'model.hidden={self.hidden} must equal model.width={self.width} where '
                         'GRU4Rec has no output layer (reproduce_bugs.bare_backbones)')
+    if self.time not in hstu.TIMES or self.time != 'none' and self.kind != 'hstu':
+      raise ConfigError(f"model.time={self.time!r} with model.kind={self.kind!r}; 'none' is for "
+                        "all kinds, 'bias' for hstu")
+    if self.kind == 'hstu' and self.num_slots < self.max_history:
+      raise ConfigError(f'model.slots={self.slots} is less than model.max_history='
+                        f'{self.max_history}; give as many or more, or 0 for {RESERVE} more')
+    if not 0 < self.temperature < float('inf') or self.temperature != 1 and not self.unit:
+      raise ConfigError(f'model.temperature={self.temperature} with model.unit={self.unit}: it '
+                        'must be above 0, and divides cosines alone, which model.unit=True asks '
+                        'for')
     if self.items < 2 or self.max_history < 1:
       raise ConfigError(f'{self.items} items and max_history {self.max_history}: a recommender '
                         'needs two items and a history')
@@ -120,6 +151,11 @@ class Config:
     return self.kind == 'bert4rec' and self.bare
 
   @property
+  def num_slots(self) -> int:
+    """HSTU's constant n."""
+    return self.slots or self.max_history + RESERVE
+
+  @property
   def mask(self) -> int:
     """The id that stands for a hidden item."""
     return self.items + 1
@@ -136,18 +172,45 @@ def init_std(std: float = 0.02) -> nn.initializers.Initializer:
 
 
 class SeqRec(nn.Module):
-  """The three models behind one interface: item ids in, a state for each slot out."""
+  """The models behind one interface: item ids in, a state for each slot out."""
   cfg: Config
 
   @nn.compact
   def __call__(
       self, items: Int[AnyArray, 'R L'], position: Int[AnyArray, 'R L'],
-      segment: Segments, train: bool = False) -> Float[Array, 'R L D']:
+      segment: Segments, train: bool = False, times: Int[AnyArray, '2 R L'] | None = None,
+  ) -> Float[Array, 'R L D']:
     """States, zeros where segment is 0.
 
     items: ids. position: of each token in its history. segment: whose token it is. train: whether
-    there is dropout.
+    there is dropout. times: seconds at which each token came, and the one behind it; where HSTU's
+    time bias is not told them it is 0.
     """
+    if self.cfg.kind == 'hstu':
+      x = self._hstu(items, position, segment, train, times)
+    else:
+      x = self._states(items, position, segment, train)
+    return hstu.unit_rows(x) if self.cfg.unit else x
+
+  def _hstu(self, items: AnyArray, position: AnyArray, segment: Segments, train: bool,
+            times: AnyArray | None) -> Array:
+    cfg, real = self.cfg, (segment > 0)[..., None]
+    table = self.param('items', nn.initializers.truncated_normal(0.02), (cfg.items + 2, cfg.width))
+    if cfg.separate:
+      self.param('output', nn.initializers.truncated_normal(0.02), table.shape)
+    places = self.param('positions', nn.initializers.xavier_normal(), (cfg.num_slots, cfg.width))
+    x = table[items] * cfg.width ** 0.5 + places[position]
+    x = nn.Dropout(cfg.dropout, deterministic=not train)(x) * real
+    visible = attention_mask(segment, True)
+    timed = cfg.time == 'bias'
+    buckets = None if times is None or not timed else hstu.time_buckets(times[1], times[0])
+    block = nn.remat(hstu.HstuBlock, static_argnums=(4,)) if cfg.layers > REMAT else hstu.HstuBlock
+    for layer in range(cfg.layers):
+      x = block(cfg.heads, cfg.num_slots, cfg.dropout, timed, name=f'block_{layer}')(
+          x, visible, buckets, train) * real
+    return x
+
+  def _states(self, items: AnyArray, position: AnyArray, segment: Segments, train: bool) -> Array:
     cfg = self.cfg
     table = self.param('items', init_std(), (cfg.items + 2, cfg.width))
     if cfg.separate:
@@ -304,9 +367,11 @@ class GRU(nn.Module):
 
 def output_table(
     params: PyTree, cfg: Config) -> tuple[Float[AnyArray, 'N D'], Float[AnyArray, ' N'] | None]:
-  """What states are multiplied with for scores: rows of items 1..N, and their bias or None. params:
-  of `SeqRec`. cfg: its shape."""
+  """What states are multiplied with for scores: rows of items 1..N, and their bias or None. With
+  cfg.unit rows of length 1 / temperature. params: of `SeqRec`. cfg: its shape."""
   table = params['output' if cfg.separate else 'items'][1:cfg.items + 1]
+  if cfg.unit:
+    table = hstu.unit_rows(table) / cfg.temperature
   bias = params['bias'][1:cfg.items + 1] if 'bias' in params else None
   return table, bias
 
@@ -320,7 +385,9 @@ def init(cfg: Config, key: Key[Array, '']) -> PyTree:
 
 def history_positions(cfg: Config, rows: Int[AnyArray, 'B W']) -> Int[Array, 'B W']:
   """The position of each token of histories. rows: their items, padded on the left. cfg: the
-  model's shape."""
+  model's shape. HSTU counts from the first item, 0, the others as cfg.count says."""
+  if cfg.kind == 'hstu':
+    return jnp.maximum(jnp.cumsum(rows > 0, -1) - 1, 0)
   if cfg.count == 'start':
     return jnp.cumsum(rows > 0, -1)
   width = rows.shape[1]
@@ -328,13 +395,16 @@ def history_positions(cfg: Config, rows: Int[AnyArray, 'B W']) -> Int[Array, 'B 
 
 
 def last_states(
-    cfg: Config, params: PyTree, rows: Int[AnyArray, 'B W']) -> Float[Array, 'B D']:
+    cfg: Config, params: PyTree, rows: Int[AnyArray, 'B W'],
+    times: Int[AnyArray, 'B W1'] | None = None) -> Float[Array, 'B D']:
   """The state that answers 'what comes next' for histories.
 
   cfg, params: the model. rows: items, padded with 0 on the left, BERT4Rec's end with its mask; at
-  most cfg.max_history, or one more of which the first is counted and not read (cfg.shifted).
+  most cfg.max_history, or one more of which the first is counted and not read (cfg.shifted). times:
+  seconds at which each item came, and behind them when the next one is asked for; or None.
   """
   position, rows = history_positions(cfg, rows)[:, -cfg.max_history:], rows[:, -cfg.max_history:]
   segment = ((rows > 0) | cfg.pads).astype(jnp.int32)
-  states = cast(Any, SeqRec(cfg).apply({'params': params}, rows, position, segment))
+  pair = None if times is None else jnp.stack([times[:, :-1], times[:, 1:]])
+  states = cast(Any, SeqRec(cfg).apply({'params': params}, rows, position, segment, times=pair))
   return states[:, -1]

@@ -19,10 +19,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from recjax import file_io, run_files
+from recjax.data import times as times_lib
 from recjax.data.dataset import Interactions
 from recjax.data.splits import Split
 from recjax.distributed import sharding
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, DataError
 from recjax.models import dot_product, seqrec
 from recjax.protocols import AnyArray
 from recjax.training import cost_model, epoch_loop, optim
@@ -34,6 +35,7 @@ SOFTMAX_LOSSES = ('ce', 'chunked', 'sampled')  # of these the softmax of scores 
 NEGATIVE_SCOPES = ('position', 'sequence', 'batch')
 UNROLL = 32  # turns of `assign_rows` in one
 EXCLUDE = ('train_history', 'target', 'none')
+WITHOUT_TIMES = 'or set --config.model.time=none, which leaves places alone'
 
 
 def model_config(cfg: ConfigDict, items: int) -> seqrec.Config:
@@ -86,7 +88,7 @@ def _fit_to(train: Interactions, work: Workdir, cfg: ConfigDict, items: int, tea
             shared: PyTree, own: PyTree, **how: Any) -> tuple:
   """`fit` to some training sequences. how: `validate` or `stop_at` of `epoch_loop.fit_epochs`."""
   model = model_config(cfg, items)
-  seqs = sequences(train, model.max_history)
+  seqs = sequences(train, model.max_history, model.time == 'bias')
   rows, targets, steps = capacity(cfg, model, seqs)
   tx = optim.make(cfg.optim, steps * cfg.train.epochs)
   keys = jnp.stack([jax.random.key(cfg.seed + s) for s in range(cfg.seeds)])
@@ -111,18 +113,39 @@ def _fit_to(train: Interactions, work: Workdir, cfg: ConfigDict, items: int, tea
           keys[seed], number, len(seqs) - 1, cfg.train.batch)[step], **how)
 
 
-def sequences(train: Interactions, length: int) -> Int[Array, 'U1 L1']:
+def sequences(train: Interactions, length: int, timed: bool = False) -> Int[Array, 'U1 L1']:
   """The last length + 1 training items of each user, and nobody's row.
 
-  train: the training sequences. -> (U + 1, length + 1)
+  train: the training sequences. timed: whether their seconds stand behind them, as `from_first` has
+  them. -> (U + 1, length + 1), or twice as wide. Raises DataError where times are wanted that the
+  data have not.
   """
-  rows = np.zeros((len(train) + 1, length + 1), np.int32)
   counts = np.minimum(train.lengths(), length + 1)
   filled = np.arange(length + 1) >= length + 1 - counts[:, None]
-  ends = train.offsets[1:]
-  rows[:-1][filled] = train.items[np.repeat(ends, counts) - 1 - (
-      np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum()))]
-  return jnp.asarray(rows)
+  places = np.repeat(train.offsets[1:], counts) - 1 - (
+      np.repeat(np.cumsum(counts), counts) - 1 - np.arange(counts.sum()))
+
+  def lay(values: np.ndarray) -> np.ndarray:
+    rows = np.zeros((len(train) + 1, length + 1), values.dtype)
+    rows[:-1][filled] = values[places]
+    return rows
+  items = lay(train.items)
+  if not timed:
+    return jnp.asarray(items)
+  if train.times is None:
+    raise DataError("model.time='bias' reads when things happened, but the data have no times; add "
+                    f'`times` to their sequences (see `recjax prepare`), {WITHOUT_TIMES}')
+  return jnp.asarray(np.hstack([items, from_first(lay(times_lib.in_seconds(train.times)),
+                                                  items > 0)]))
+
+
+def from_first(seconds: Int[np.ndarray, 'B W'], real: Bool[np.ndarray, 'B W'],
+               ) -> Int[np.ndarray, 'B W']:
+  """Seconds since the earliest time of each row as 32-bit numbers, the largest of them for all that
+  is later. seconds: of any size. real: which of them are times; the others become 0."""
+  longest = np.iinfo(np.int64).max
+  gaps = seconds - seconds.min(1, initial=longest, where=real)[:, None]
+  return np.where(real, np.minimum(gaps, np.iinfo(np.int32).max), 0).astype(np.int32)
 
 
 def save(path: str | os.PathLike, params: PyTree) -> None:
@@ -186,7 +209,7 @@ def epoch(cfg: ConfigDict, tx: optax.GradientTransformation, loss: Callable, ste
 
 def loss_of(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, rows: int, targets: int,
             params: PyTree, seqs: Int[Array, 'B L1'], key: Array) -> Float[Array, '']:
-  """The mean loss over all targets of a batch. seqs: (B, L + 1), 0 in front.
+  """The mean loss over all targets of a batch. seqs: of `sequences`, 0 in front.
 
   Rows and targets are filled up with nobody's where they do not divide over the devices. cfg: the
   run's config. model: the model's shape. mesh: of the devices. rows: room for packed rows. params:
@@ -195,16 +218,19 @@ def loss_of(cfg: ConfigDict, model: seqrec.Config, mesh: Mesh, rows: int, target
   hide, drop, draw = jax.random.split(key, 3)
   ways = sharding.num_batch_shards(mesh)
   targets += -targets % ways
+  seqs, seconds = jnp.split(seqs, [model.max_history + 1], 1)
   inputs, wanted = example(cfg, model, seqs, hide)
   position = seqrec.history_positions(model, inputs)
-  packed = pack_histories(inputs, wanted, rows, position)
+  # Seconds are cut by user first, so that none's last item reads the first of the one behind.
+  pair = (seconds[:, :-1], seconds[:, 1:]) if seconds.shape[1] else ()
+  packed = pack_histories(inputs, wanted, rows, position, *pair)
   if model.pads:  # a row for each user, nothing of it hidden
     user = jnp.broadcast_to(jnp.arange(1, len(seqs) + 1)[:, None], inputs.shape)
     packed = inputs, position, user, wanted
-  items, position, segment, goal = (sharding.shard(
+  items, position, segment, goal, *times = (sharding.shard(
       jnp.pad(x, [(0, -len(x) % ways), (0, 0)]), ('data', 'fsdp')) for x in packed)
   states = seqrec.SeqRec(model).apply({'params': params}, items, position, segment, True,
-                                      rngs={'dropout': drop})
+                                      jnp.stack(times) if times else None, rngs={'dropout': drop})
   spot = jnp.nonzero(goal.reshape(-1), size=targets, fill_value=goal.size)[0]
   take = lambda x: sharding.shard(x.reshape(goal.size, *x.shape[2:]).at[spot].get(  # noqa: E731
       mode='fill', fill_value=0), ('data', 'fsdp'))  # else every device would score all targets
@@ -271,10 +297,12 @@ def assign_rows(lengths: Int[Array, ' B'],
 
 
 def pack_histories(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: int,
-                   position: Int[Array, 'B L'] | None = None) -> tuple[Int[Array, 'R L'], ...]:
+                   position: Int[Array, 'B L'] | None = None, *more: Int[Array, 'B L'],
+                   ) -> tuple[Int[Array, 'R L'], ...]:
   """Lays histories side by side. inputs, targets: (B, L). position: (B, L), from the end if None.
+  more: what else is known of each token.
 
-  -> items, position, segment (user of the batch, from 1), targets: (rows, L) each
+  -> items, position, segment (user of the batch, from 1), targets, then `more`: (rows, L) each
   """
   batch, length = inputs.shape
   counts = (inputs > 0).sum(-1)
@@ -288,7 +316,7 @@ def pack_histories(inputs: Int[Array, 'B L'], targets: Int[Array, 'B L'], rows: 
     return flat.at[destinations].set(x.reshape(-1), mode='drop').reshape(rows, length)
   position = jnp.broadcast_to(places, inputs.shape) if position is None else position
   segment = jnp.broadcast_to(jnp.arange(1, batch + 1)[:, None], inputs.shape)
-  return lay(inputs), lay(position), lay(segment), lay(targets)
+  return tuple(lay(x) for x in (inputs, position, segment, targets, *more))
 
 
 def capacity(cfg: ConfigDict, model: seqrec.Config,
@@ -319,25 +347,26 @@ def planned(cfg: ConfigDict, items: int, train: Interactions, teach: Callable = 
   cfg: the run's config. items: how many the catalog has. train: the training sequences. teach: as
   of `fit`. shared: arrays that `teach` reads.
   """
-  model, seqs = model_config(cfg, items), sequences(train, cfg.model.max_history)
+  model = model_config(cfg, items)
+  seqs = sequences(train, model.max_history, model.time == 'bias')
   first = cfg.copy_and_resolve_references()
   first.train.epochs = first.seeds = 1
   rows, targets, steps = capacity(first, model, seqs)
   key = jax.eval_shape(lambda: jax.random.key(0))
   mesh = sharding.make_mesh({'data': -1})
   begin, loss = teach(model, functools.partial(loss_of, cfg, model, mesh, rows, targets), targets)
-  users = jax.ShapeDtypeStruct((cfg.train.batch, model.max_history + 1), jnp.int32)
+  users = jax.ShapeDtypeStruct((cfg.train.batch, seqs.shape[1]), jnp.int32)
   step = cost_model.trace(loss, jax.eval_shape(begin, key), shared, own, users, key)
   return step, steps, int(places_and_targets(cfg, model, seqs)[1].sum())
 
 
 def places_and_targets(cfg: ConfigDict, model: seqrec.Config,
           seqs: Int[AnyArray, 'B L1']) -> tuple[Int[Array, ' B'], Int[Array, ' B']]:
-  """Places that each user's row takes, and targets that it gives. seqs: (B, L + 1).
+  """Places that each user's row takes, and targets that it gives. seqs: of `sequences`.
 
   cfg: the run's config. model: the model's shape. -> (B,), (B,)
   """
-  counts = (seqs > 0).sum(-1)
+  counts = (seqs[:, :model.max_history + 1] > 0).sum(-1)
   if model.causal:
     counts = jnp.maximum(counts - 1, 0)
     return counts, counts
@@ -452,13 +481,18 @@ def scorer(model: seqrec.Config, params: PyTree) -> dot_product.DotProduct:
   """Scores of all items for blocks of histories, as `evaluation.ranking` wants them. -> Product
 
   Histories are cut to what the model reads and padded to powers of two, so short ones are cheap.
-  params: the model's parameters.
+  params: the model's parameters. Of a model with a time bias, which is left out where no times are
+  told, `states` takes them too: seconds of each item, and of the request behind each history.
   """
   params = jax.tree.map(jnp.asarray, params)
 
-  def states(items: np.ndarray, offsets: np.ndarray) -> Array:
-    return last_states(model, params, padded(model, np.asarray(items), np.asarray(offsets)))
-  return dot_product.DotProduct(states, *seqrec.output_table(params, model))
+  def states(items: np.ndarray, offsets: np.ndarray, times: np.ndarray | None = None) -> Array:
+    rows = padded(model, np.asarray(items), np.asarray(offsets))
+    if times is None or model.time == 'none':
+      return last_states(model, params, rows)
+    return last_states(model, params, rows, padded_times(rows, np.asarray(offsets), times))
+  return dot_product.DotProduct(states, *seqrec.output_table(params, model),
+                                timed=model.time == 'bias')
 
 
 last_states = jax.jit(seqrec.last_states, static_argnums=0)
@@ -481,3 +515,16 @@ def padded(model: seqrec.Config, items: Int[np.ndarray, ' M'],
   if extra:
     rows[:, -1] = model.mask
   return rows
+
+
+def padded_times(rows: Int[np.ndarray, 'B W'], offsets: Int[np.ndarray, ' B1'],
+                 times: Int[np.ndarray, ' M']) -> Int[np.ndarray, 'B W1']:
+  """The times of padded histories and of their requests, as `from_first` has them.
+
+  rows: of `padded`. offsets: of the histories, before they were cut. times: seconds, of each
+  history's items and then of its request, end to end.
+  """
+  real = np.pad(rows > 0, [(0, 0), (0, 1)], constant_values=True)
+  ends = offsets[1:, None] + np.arange(1, len(offsets))[:, None]
+  back = np.arange(real.shape[1])[::-1] + 1
+  return from_first(np.where(real, times[np.maximum(ends - back, 0)], 0), real)

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
-from recjax.data import array_record
+from recjax.data import array_record, splits
+from recjax.data import times as times_lib
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.models import seqrec
@@ -24,6 +25,8 @@ from recjax.training.loop import FitSettings, Task, fit
 from recjax.training.workdir import Workdir
 
 SAMPLE = 16        # batches that show how much room one takes
+
+SCALE_USERS = 256  # users whose times tell their unit
 
 SPARE = 1.25       # room beyond the fullest of them
 
@@ -74,22 +77,42 @@ def batches(cfg: ConfigDict, records: array_record.Records, length: int, held: i
   size, rest = divmod(cfg.train.batch, processes)
   if rest or not size:
     raise ConfigError(f'train.batch={cfg.train.batch} does not divide over {processes} processes')
-  collate = functools.partial(rows_of, length=length, held=held)
+  timed = sequential.model_config(cfg, len(records.catalog)).time == 'bias'
+  collate = functools.partial(rows_of, length=length, held=held,
+                              per_second=units_per_second(records) if timed else 0)
   return array_record.Batches(records.source, collate, size, cfg.seed, process, processes)
 
 
-def rows_of(examples: list[dict], length: int, held: int) -> dict[str, Int[np.ndarray, 'B L1']]:
+def units_per_second(records: array_record.Records) -> int:
+  """How many units of their times make a second, as the first users tell.
+
+  records: the users. Raises DataError where they have no times.
+  """
+  few = records.users(range(min(len(records), SCALE_USERS)))
+  times = splits.usable_times(few.interactions, records.name, sequential.WITHOUT_TIMES)
+  return times_lib.find_scale(int(times.min()), int(times.max())).per_second or 1
+
+
+def rows_of(examples: list[dict], length: int, held: int,
+            per_second: int = 0) -> dict[str, Int[np.ndarray, 'B L1']]:
   """The last length + 1 training items of each user, 0 in front; as leave-one-out parts them.
 
-  examples: records of users. held: of each user's last items that stay out.
+  examples: records of users. held: of each user's last items that stay out. per_second: units of a
+  second where their times stand behind them, as `sequential.sequences` lays them; 0 for none.
   """
-  out = np.zeros((len(examples), length + 1), np.int32)
-  for row, example in zip(out, examples):
-    items = example['items']
-    items = items[:-held] if len(items) > held else items
-    items = items[-len(row):]
-    row[len(row) - len(items):] = items
-  return {'seqs': out}
+  def lay(name: str, dtype: type) -> np.ndarray:
+    out = np.zeros((len(examples), length + 1), dtype)
+    for row, example in zip(out, examples):
+      values = example[name]
+      values = values[:-held] if len(values) > held else values
+      values = values[-len(row):]
+      row[len(row) - len(values):] = values
+    return out
+  items = lay('items', np.int32)
+  if not per_second:
+    return {'seqs': items}
+  seconds = sequential.from_first(lay('times', np.int64) // per_second, items > 0)
+  return {'seqs': np.hstack([items, seconds])}
 
 
 def room_of(cfg: ConfigDict, model: seqrec.Config, whole: array_record.Batches) -> tuple[int, int]:

@@ -254,7 +254,7 @@ class RatTest(parameterized.TestCase):
     np.testing.assert_allclose(got, x @ kernel + bias, atol=1e-4)
     self.assertGreater(float(jnp.abs(got - rat.apply_adapter(adapter, x, 'gelu')).max()), .01)
 
-  @parameterized.parameters('sasrec', 'gru4rec', 'bert4rec')
+  @parameterized.parameters(*seqrec.KINDS)
   def test_10_rows_of_the_table(self, kind):
     cfg = small(arg=f'backbone={kind}')
     model = sequential.model_config(cfg, 3)
@@ -314,7 +314,7 @@ class RatTest(parameterized.TestCase):
     self.assertEqual((split.valid.history(0).tolist(), split.valid.targets[0]), ([1, 2, 3], 4))
     self.assertEqual((split.test.history(0).tolist(), split.test.targets[0]), ([1, 2, 3, 4], 5))
 
-  @parameterized.parameters('sasrec', 'gru4rec', 'bert4rec')
+  @parameterized.parameters(*seqrec.KINDS)
   def test_14_without_alignment_the_loss_is_the_recommenders(self, kind):
     cfg = small('no_align', f'backbone={kind}')
     model = sequential.model_config(cfg, 9)

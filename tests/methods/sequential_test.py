@@ -1,9 +1,12 @@
 """Sequential recommenders whole: packing, losses, training, resume, devices, the face."""
+import contextlib
 import dataclasses
 import functools
 import importlib.util
+import io
 import json
 import pathlib
+import sys
 import tempfile
 from unittest import mock
 
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from recjax import run_files
+from recjax import batch_recommend, cli, recommend, run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError
@@ -38,6 +41,8 @@ def config(**kw):
   cfg.model.update(max_history=12, width=32, hidden=32, dropout=0.1)
   cfg.train.update(batch=64, epochs=4, patience=4, save_every=1)
   cfg.eval.classical = False
+  if cfg.model.kind == 'hstu':
+    cfg.loss.negatives = 20
   return cfg
 
 
@@ -58,7 +63,15 @@ def dataset(rows, items):
   offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
   flat = np.concatenate(rows).astype(np.int32)
   users = tuple(f'u{i}' for i in range(len(rows)))
-  return dataset_lib.make_dataset('ring', goods, dataset_lib.Interactions(users, flat, offsets))
+  gaps = np.random.default_rng(1).integers(0, 10 ** 5, len(flat))
+  times = 1_600_000_000 + np.cumsum(gaps)
+  return dataset_lib.make_dataset(
+      'ring', goods, dataset_lib.Interactions(users, flat, offsets, times))
+
+
+def without_times(shop):
+  return dataset_lib.make_dataset(
+      'ring', shop.catalog, dataclasses.replace(shop.interactions, times=None))
 
 
 def mesh(ways=1):
@@ -117,6 +130,33 @@ class PackTest(parameterized.TestCase):
       self.assertLessEqual(len(set(np.nonzero(mine)[0])), 1)
       self.assertEqual(items[mine].tolist(), inputs[user, 8 - n:].tolist())
       self.assertEqual(position[mine].tolist(), list(range(8 - n, 8)))
+
+  def test_times_of_users_that_share_a_row_stay_their_own(self):
+    shop = dataset([np.array([1, 2, 3, 4, 5]), np.array([6, 7, 8, 9])], 9)
+    shop = dataclasses.replace(shop.interactions, times=np.array(
+        [1000, 1060, 4660, 91060, 91120, 5, 5, 2 ** 33, 2 ** 33 + 1]))
+    split = splits.leave_one_out(shop)
+    seqs = train.sequences(split.train, 4, True)
+    self.assertEqual(seqs.tolist(), [[0, 0, 1, 2, 3, 0, 0, 0, 60, 3660],
+                                     [0, 0, 0, 6, 7, 0, 0, 0, 0, 0], [0] * 10])
+    seqs = train.sequences(shop, 4, True)
+    self.assertEqual(seqs[0].tolist(), [1, 2, 3, 4, 5, 0, 60, 3660, 90060, 90120])
+    self.assertEqual(seqs[1, 5:].tolist(), [0, 0, 0, 2 ** 31 - 1, 2 ** 31 - 1])  # never wrapped
+    inputs, wanted, times = seqs[:2, :4], seqs[:2, 1:5], seqs[:2, 5:]
+    packed = train.pack_histories(inputs, wanted, 2, None, times[:, :-1], times[:, 1:])
+    self.assertEqual(packed[5][0].tolist(), [60, 3660, 90060, 90120])
+    self.assertEqual(packed[5][1].tolist(), [0, 2 ** 31 - 1, 2 ** 31 - 1, 0])
+    with self.assertRaisesRegex(DataError, "no times; add `times`.*model.time=none"):
+      train.sequences(dataclasses.replace(shop, times=None), 4, True)
+
+  def test_times_of_a_cut_history_and_of_its_request(self):
+    model = seqrec.Config('hstu', 9, 4, time='bias')
+    items, offsets = np.array([1, 2, 3, 4, 5, 6, 7]), np.array([0, 5, 6, 7])
+    times = np.array([0, 10, 20, 30, 40, 100, 7, 9, 8, 3])  # of the items, then of each request
+    rows = train.padded(model, items, offsets)
+    self.assertEqual(rows.tolist(), [[2, 3, 4, 5], [0, 0, 0, 6], [0, 0, 0, 7]])
+    got = train.padded_times(rows, offsets, times)
+    self.assertEqual(got.tolist(), [[0, 10, 20, 30, 90], [0, 0, 0, 0, 2], [0, 0, 0, 5, 0]])
 
   @long
   def test_room_is_enough_for_every_batch(self):
@@ -203,7 +243,9 @@ class LossTest(parameterized.TestCase):
       ('ce', False, 'batch', 'bert4rec'), ('chunked', False, 'batch', 'sasrec'),
       ('bce', False, 'position', 'sasrec'), ('gbce', False, 'batch', 'bert4rec'),
       ('sampled', False, 'position', 'bert4rec'), ('sampled', True, 'position', 'sasrec'),
-      ('sampled', True, 'batch', 'bert4rec'))
+      ('sampled', True, 'batch', 'bert4rec'), ('ce', False, 'batch', 'hstu'),
+      ('chunked', False, 'batch', 'hstu'), ('bce', False, 'position', 'hstu'),
+      ('gbce', False, 'sequence', 'hstu'), ('sampled', False, 'position', 'hstu'))
   def test_losses_are_those_of_their_formulas(self, name, log_q, shared, kind):
     """Full softmax; BCE (SASRec); gBCE (gSASRec); sampled softmax, whose scores of
     negatives lose the log of how often each is expected among the drawn (logQ, Bengio 2008)."""
@@ -222,12 +264,14 @@ class LossTest(parameterized.TestCase):
     got = train.item_loss(cfg.loss, model, mesh(), params, states, goal, seqs, user, key)
 
     table = np.asarray(params['output' if model.separate else 'items'], np.float64)[1:items + 1]
+    if kind == 'hstu':  # cosines, once states have length 1, over .05
+      table /= np.linalg.norm(table, axis=1, keepdims=True) * .05
     every = np.asarray(states, np.float64) @ table.T
     every += np.asarray(params['bias'], np.float64)[1:items + 1] if 'bias' in params else 0
     drawn = np.asarray(train.negatives(cfg.loss, items, 6, 3, key))  # rows of the table
     want = []
     for at, target in enumerate(np.asarray(goal) - 1):
-      some = np.broadcast_to(drawn, (6, k))[at]
+      some = drawn[int(user[at])] if shared == 'sequence' else np.broadcast_to(drawn, (6, k))[at]
       up, down = every[at, target], every[at, some[some != target]]
       log1p = lambda x: np.logaddexp(0, x)  # noqa: E731
       if name == 'bce':
@@ -242,6 +286,22 @@ class LossTest(parameterized.TestCase):
       else:
         want.append(np.logaddexp.reduce(every[at]) - up)
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+
+  def test_sampled_softmax_of_cosines_by_the_spec(self):
+    cfg = config(model='hstu')
+    cfg.model.update(width=4)
+    cfg.loss.update(negatives=2)
+    table = np.array([[9] * 4, [.5, 0, .5, 0], [-.3, .4, 0, .1], [.2] * 4, [9] * 4], np.float32)
+    state = jnp.array([[.6, -.2, .3, .1]]) / .5 ** .5
+    for temperature, drawn, want, delta in (
+        (.05, [1, 2], .001247124, 2e-6), (1.0, [1, 2], .651839150, 2e-6),
+        (.05, [1, 0], 1.4e-14, 1e-6), (.07, [1, 2], .008394967, 2e-6)):
+      cfg.model.temperature = temperature
+      with mock.patch.object(train, 'negatives', lambda *_, drawn=drawn: jnp.array([drawn])):
+        got = train.item_loss(
+            cfg.loss, train.model_config(cfg, 3), mesh(), {'items': jnp.asarray(table)}, state,
+            jnp.array([1]), jnp.zeros((1, 13), jnp.int32), jnp.array([0]), jax.random.key(0))
+      self.assertAlmostEqual(float(got[0]), want, delta=delta)
 
   def test_excluded_negatives(self):
     drawn = jnp.array([1, 2, 3])
@@ -266,7 +326,7 @@ class LossTest(parameterized.TestCase):
 
 class RingTest(parameterized.TestCase):
 
-  @parameterized.parameters(('sasrec', .85), ('gru4rec', .85), ('bert4rec', .80))
+  @parameterized.parameters(('sasrec', .85), ('gru4rec', .85), ('bert4rec', .80), ('hstu', .85))
   @long
   def test_models_learn_the_ring(self, kind, least):
     cfg = config(model=kind)
@@ -286,9 +346,10 @@ class RingTest(parameterized.TestCase):
 
 class RunTest(parameterized.TestCase):
 
+  @parameterized.parameters('sasrec', 'hstu')
   @long
-  def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
-    cfg, shop = config(), ring(300)
+  def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self, kind):
+    cfg, shop = config(model=kind), ring(300)
     cfg.seeds = 2
     whole = train_on(shop, cfg, tempfile.mkdtemp())
     folder, count = tempfile.mkdtemp(), [0]
@@ -309,7 +370,8 @@ class RunTest(parameterized.TestCase):
     self.assertEqual((whole / 'valid.json').read_text(), (again / 'valid.json').read_text())
     self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
 
-  @parameterized.parameters(('sasrec', 8), ('gru4rec', 5), ('bert4rec', 5))
+  @parameterized.parameters(('sasrec', 8), ('gru4rec', 5), ('bert4rec', 5), ('hstu', 2),
+                            ('hstu', 4), ('hstu', 8))
   @long
   def test_many_devices_learn_what_one_does(self, kind, devices):
     cfg, shop = config(model=kind), ring(300)
@@ -387,6 +449,80 @@ class RunTest(parameterized.TestCase):
       sequential.convert(folder, 'peft', folder / 'x')
     self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
 
+  def test_a_model_with_times_from_files_to_recommendations(self):
+    shop, cfg = ring(120), config(model='hstu')
+    cfg.data = tempfile.mkdtemp() + '/shop'
+    cfg.train.epochs = 2
+    loading.save_data(shop, cfg.data)
+    folder = pathlib.Path(tempfile.mkdtemp())
+    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
+    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+      sequential.run(cfg, work)
+    results = run_files.read_json(folder / 'results.json')
+    self.assertEqual(list(results['rows'])[:3], ['hstu:sampled', 'hstu:sampled:clock=target',
+                                                 'popularity'])
+    self.assertEqual(told.check(results), (120, 120))
+    self.assertIn('zhai2024hstu', (folder / 'report.html').read_text())
+    self.assertIn('a seed', sequential.cost(cfg, shop)['parameters'])
+    ask = sequential.recommender(folder)
+    items, untold = ask([['i3', 'i4', 'i5'], ['i9']], 5)  # one of a single item too
+    self.assertEqual([len(set(r)) for r in items], [5, 5])
+    self.assertTrue(ask.timed)
+    times = [[0, 60, 90000, 90000], [5, 10 ** 7]]
+    items, scores = ask([['i3', 'i4', 'i5'], ['i9']], 5, times=times)
+    self.assertGreater(np.abs(scores - untold).max(), 0)
+    with self.assertRaisesRegex(DataError, '3 times for a history of 3 items'):
+      ask([['i3', 'i4', 'i5']], 5, times=[[0, 60, 90000]])
+    self.files_with_times(ask, folder, shop, list(zip(items, scores)), untold)
+
+  def files_with_times(self, ask, folder, shop, told, untold):
+    """A file of users has the same answers as calls; the command knows a user's times."""
+    rows = [{'user_id': 'a', 'items': ['i3', 'i4', 'i5'], 'times': [0, 60, 90000]},
+            {'user_id': 'b', 'items': ['i9'], 'times': [5], 'now': 10 ** 7},
+            {'user_id': 'c', 'items': ['i9']}]
+    source, target = folder / 'in.jsonl', folder / 'out.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    batch_recommend.run(ask, shop, source, target, 5, log=lambda line: None)
+    answers = [json.loads(line)['recommended'] for line in target.read_text().splitlines()]
+    for answer, (items, scores) in zip(answers, told):
+      self.assertEqual([a['item'] for a in answer], items)
+      np.testing.assert_allclose([a['score'] for a in answer], scores, atol=1e-5)
+    np.testing.assert_allclose([a['score'] for a in answers[2]], untold[1], atol=1e-5)
+    source.write_text(json.dumps({**rows[0], 'times': [0, 60]}) + '\n')
+    with self.assertRaisesRegex(DataError, 'line 1.*whole seconds, one for each of 3 items'):
+      batch_recommend.run(ask, shop, source, folder / 'other.jsonl', 5)
+    own = recommend.times_of(shop, 'u2')
+    self.assertEqual(own, [*shop.interactions.times[24:36], shop.interactions.times[35]])
+    said = io.StringIO()
+    words = ['recjax', 'recommend', str(folder), '--user=u2', '--k=3']
+    with contextlib.redirect_stdout(said), mock.patch.object(sys, 'argv', words):
+      cli.main()
+    history = [f'i{i}' for i in shop.interactions.history(2)]
+    self.assertEqual([line.split('\t')[0] for line in said.getvalue().splitlines()],
+                     ask([history], 3, times=[own])[0][0])
+
+  def test_a_request_is_at_the_last_item_or_at_the_target(self):
+    """What either clock scores is what the model says of histories with these times."""
+    shop, cfg = ring(40), config(model='hstu')
+    model = train.model_config(cfg, 50)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * (300 if 'time' in str(path[-1]) else 10),
+        seqrec.init(model, jax.random.key(0)))
+    cases = splits.leave_one_out(shop.interactions).test.select(np.arange(20, 5, -3))
+    ranks = {}
+    for clock in splits.CLOCKS:
+      ranks[clock] = ranking.rank_cases(train.scorer(model, params), cases, 50, clock=clock)
+      for case, user in enumerate(cases.users):
+        own = slice(*shop.interactions.offsets[user:user + 2])
+        items, times = shop.interactions.items[own], shop.interactions.times[own].copy()
+        times[-1] = times[-1] if clock == 'target' else times[-2]
+        row, times = np.pad(items[:-1], (1, 0))[None], np.pad(times - times[0], (1, 0))[None]
+        state = train.last_states(model, params, jnp.asarray(row), jnp.asarray(times))
+        scores = np.array(seqrec.output_table(params, model)[0] @ state[0])
+        scores[np.setdiff1d(items[:-1], items[-1:]) - 1] = -np.inf
+        self.assertEqual(ranks[clock][case], (scores > scores[items[-1] - 1]).sum())
+    self.assertNotEqual(ranks['last'].tolist(), ranks['target'].tolist())
+
   @long
   def test_options_of_the_evaluation_stand_in_the_protocol_and_change_the_data(self):
     shop, cfg = ring(200), config()
@@ -415,9 +551,23 @@ class RunTest(parameterized.TestCase):
   def test_options_that_cannot_be_stop_a_run_before_it_trains(self, key, value, error):
     cfg = config()
     cfg.eval[key], cfg.data = value, tempfile.mkdtemp() + '/shop'
-    loading.save_data(ring(20), cfg.data)
+    loading.save_data(without_times(ring(20)), cfg.data)
     with workdir_lib.open_work(tempfile.mkdtemp(), {}, mesh()) as work, self.assertRaises(error):
       sequential.run(cfg, work)
+
+  def test_times_that_cannot_be_are_refused_before_anything_trains(self):
+    shop = ring(20)
+    back = shop.interactions.times.copy()
+    back[3], back[4] = back[4], back[3]
+    for times, why in ((None, 'no times.*model.time=none'), (back, 'user u0 go backwards .1 such'),
+                       (np.full(len(back), 7), 'all times are equal')):
+      wrong = dataset_lib.make_dataset(
+          'ring', shop.catalog, dataclasses.replace(shop.interactions, times=times))
+      cfg = config(model='hstu')
+      with self.assertRaisesRegex(DataError, why):
+        stages.check(cfg, wrong)
+      cfg.model.time = 'none'
+      stages.check(cfg, wrong)
 
   def test_nobody_to_judge_is_an_error(self):
     with self.assertRaisesRegex(DataError, 'no user'):

@@ -15,7 +15,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax import recommend, run_files
-from recjax.data import array_record, loading
+from recjax.data import array_record, loading, splits
 from recjax.errors import ConfigError, DataError
 from recjax.methods import sequential
 from recjax.methods.sequential import on_disk
@@ -26,7 +26,7 @@ from recjax.training import sequential_on_disk
 from recjax.training import workdir as workdir_lib
 from tests import told
 from tests.long import long, long_but
-from tests.methods.sequential_test import config, mesh, ring
+from tests.methods.sequential_test import config, dataset, mesh, ring
 
 MISSING = [m for m in ('tensorflow_datasets', 'grain', 'array_record')
            if importlib.util.find_spec(m) is None]
@@ -120,9 +120,10 @@ class StreamedTest(parameterized.TestCase):
     with workdir_lib.open_work(folder) as work:
       return work.metrics()
 
+  @parameterized.parameters('sasrec', 'hstu')
   @long
-  def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self):
-    cfg = config()
+  def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(self, kind):
+    cfg = config(model=kind)
     cfg.train.update(epochs=2, batch=64)
     cfg.data = str(stored(ring(300), self.room))
     self.train_on(cfg, self.room / 'whole')
@@ -147,16 +148,18 @@ class StreamedTest(parameterized.TestCase):
     self.assertIn('going on from step 6', (self.room / 'killed' / 'run.log').read_text())
     self.assertEqual(one, other)
 
-  @parameterized.parameters('sasrec', 'bert4rec')
-  @long_but(0)
+  @parameterized.parameters('sasrec', 'bert4rec', 'hstu')
+  @long_but(0, 2)
   def test_a_batch_that_does_not_fit_has_the_same_loss(self, kind):
     cfg = config(model=kind)
     cfg.model.dropout = 0.0
+    cfg.loss.kind = 'ce'  # negatives are drawn by place
     model = train.model_config(cfg, 50)
     params = seqrec.init(model, jax.random.key(0))
     rng = np.random.default_rng(0)
-    examples = [{'items': rng.integers(1, 51, n).astype(np.int32)} for n in rng.integers(0, 20, 64)]
-    batch = sequential_on_disk.rows_of(examples, 12, 2)
+    examples = [{'items': rng.integers(1, 51, n).astype(np.int32),
+                 'times': np.cumsum(rng.integers(0, 10 ** 5, n))} for n in rng.integers(0, 20, 64)]
+    batch = sequential_on_disk.rows_of(examples, 12, 2, int(kind == 'hstu'))
     values = [float(jax.jit(sequential_on_disk.objective(cfg, model, room, mesh()))(
         params, (), batch, jax.random.key(1))[0]) for room in ((64, 768), (56, 768), (8, 64))]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
@@ -167,6 +170,12 @@ class StreamedTest(parameterized.TestCase):
     got = sequential_on_disk.rows_of([{'items': r} for r in rows], 3, 2)['seqs']
     self.assertEqual(got.tolist(), [[0] * 4, [0, 0, 0, 1], [0, 0, 1, 2], [0, 0, 0, 1], [0, 1, 2, 3],
                                     [4, 5, 6, 7]])
+    data = dataset([r for r in rows if len(r)], 9).interactions
+    examples = [{'items': data.history(u), 'times': data.times[slice(*data.offsets[u:u + 2])]}
+                for u in range(len(data))]
+    timed = sequential_on_disk.rows_of(examples, 3, 2, 1)['seqs']
+    in_memory = train.sequences(splits.leave_one_out(data).train, 3, True)
+    np.testing.assert_array_equal(timed, in_memory[:-1])
 
   @long
   def test_two_processes_and_a_change_of_their_number_learn_what_one_does(self):

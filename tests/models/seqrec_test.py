@@ -10,7 +10,7 @@ from recjax.errors import ConfigError
 from recjax.models import layers, seqrec
 from tests.long import long_but
 
-KINDS = ('sasrec', 'gru4rec', 'bert4rec')
+KINDS = seqrec.KINDS
 
 
 def small(kind, **kw):
@@ -102,7 +102,7 @@ class InvariantTest(parameterized.TestCase):
     self.assertGreater(np.abs(a - b)[0, 5:].max(), 1e-3)
 
   @parameterized.product(kind=KINDS, norm=seqrec.NORMS)
-  @long_but(*range(0, 15, 4))
+  @long_but(*range(0, 20, 4))
   def test_users_that_share_a_row_do_not_see_each_other(self, kind, norm):
     cfg = small(kind, norm=norm)
     params = wide(cfg)

@@ -104,7 +104,7 @@ class RecommenderTest(parameterized.TestCase):
     return found, compiled(*got[0])
 
   @parameterized.parameters(('sasrec', 'ce'), ('bert4rec', 'ce'), ('sasrec', 'bce'),
-                            ('sasrec', 'sampled'))
+                            ('sasrec', 'sampled'), ('hstu', 'ce'))
   @long_but(0, 2)
   def test_operations_are_those_of_the_compiler(self, kind, loss):
     cfg = config('sequential_scientific', kind=kind, width=128, hidden=256, layers=1)
@@ -129,7 +129,7 @@ class RecommenderTest(parameterized.TestCase):
     place = (found[1] - found[0]) / (8 * rows)  # inputs, recurrence; forward, and backward twice
     self.assertBetween(place / (6 * (64 * 3 * 64 + 64 * 3 * 64)), .9, 1.4)
 
-  @parameterized.parameters('sasrec', 'gru4rec', 'bert4rec')
+  @parameterized.parameters(*seqrec.KINDS)
   def test_parameters_are_those_that_are_made(self, kind):
     cfg = config('sequential_scientific', kind=kind)
     model = training.model_config(cfg, len(shop().catalog))

@@ -73,7 +73,7 @@ def id_models(cfg: ConfigDict) -> list[str]:
 
 def recommender_config(cfg: ConfigDict, kind: str) -> ConfigDict:
   """What `training.sequential` reads, for one kind of recommender; bugs of the profile in it. cfg:
-  the run's config. kind: 'sasrec', 'gru4rec' or 'bert4rec'."""
+  the run's config. kind: of `seqrec.KINDS`."""
   model = (cfg.model if kind == cfg.model.kind else cfg.base).to_dict()
   train = cfg.train.to_dict()
   model.update(

@@ -1,14 +1,15 @@
-"""Sequential recommenders over item ids: SASRec, GRU4Rec and BERT4Rec.
+"""Sequential recommenders over item ids: SASRec, GRU4Rec, BERT4Rec and HSTU.
 
-Kang and McAuley, ICDM 2018; Hidasi et al., ICLR 2016; Sun et al., CIKM 2019. Every other method is
-compared with these, and some use them as teacher or backbone.
+Kang and McAuley, ICDM 2018; Hidasi et al., ICLR 2016; Sun et al., CIKM 2019; Zhai et al., ICML
+2024. Every other method is compared with these, and some use them as teacher or backbone.
 
 Deliberate differences from the authors' code:
   - users share rows of places ("packing"), so a short history does not pay for a long row;
     positions count from the right, as with padding on the left, and scores do not change;
   - the loss is a mean over all targets of a batch, not over padded places;
   - the epoch that is kept is the best on validation NDCG@10, full ranking; test users are never
-    looked at before.
+    looked at before;
+  - HSTU is told when the target will come in a row of its own alone, `clock=target`.
 """
 from ml_collections import ConfigDict
 

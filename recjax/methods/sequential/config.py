@@ -9,11 +9,15 @@ from recjax.training import sequential
 def make(arg: str) -> ConfigDict:
   """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, parted by commas."""
   preset, given = base_config.parse(
-      arg, dict(data='sample', model='sasrec', loss='ce'),
+      arg, dict(data='sample', model='sasrec',
+                loss='sampled' if 'model=hstu' in arg.split(',') else 'ce'),
       dict(model=seqrec.KINDS, loss=sequential.LOSSES))
   c = base_config.start('sequential', preset, given['data'], seeds=1, **base_config.recommender())
   c.split.kind = given['split']
   c.model.kind, c.loss.kind = given['model'], given['loss']
+  # unit, temperature: scores are cosines over it. Of HSTU: time, 'bias' where the data have times;
+  # slots, its constant n, 0 for max_history + 11
+  c.model.update(unit=False, temperature=1.0, time='none', slots=0)
   c.train.update(epochs=16, patience=6, save_every=5, valid_users=0)
   c.optim.update(lr=5e-3, schedule='cosine')
   # sampled: also rank among few items, as old tables do: uniform100, uniform99, pop100, ...
@@ -26,6 +30,10 @@ def make(arg: str) -> ConfigDict:
     c.loss.update(negatives=256, exclude='target')
   if given['loss'] == 'gbce':
     c.loss.update(negatives=256, negative_scope='sequence', exclude='target')
+  if given['model'] == 'hstu':
+    c.model.update(unit=True, temperature=0.05, time='bias')
+    c.loss.update(negatives=128)
+    c.train.update(epochs=30)
   if given['model'] == 'gru4rec':
     c.model.update(layers=1, hidden=128, dropout=0.3)
     c.train.update(epochs=40, patience=5)

@@ -15,6 +15,8 @@ from recjax.run_files import read_json
 from recjax.training import sequential
 from recjax.training.workdir import Workdir
 
+TOLD = 'clock=target'  # row of a model that is told when the target will come, as published
+
 
 def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained model. cfg: the run's config."""
@@ -42,17 +44,20 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
   model = sequential.model_config(cfg, n)
   options = dict(block=ranking.block_size(n, cfg.eval.memory << 20), **masking(cfg))
   best = int(np.argmax(read_json(made / 'valid.json')['NDCG@10']))
-  ranks_of_seeds = []
+  ranks_of_seeds: dict[str, list] = {row: []}
   with work.progress('ranking', cfg.seeds, unit='seed') as advance:
     for seed in range(cfg.seeds):
       score = sequential.scorer(model, sequential.load(made / 'model.npz', seed))
       seed_ranks, *top = ranking.rank_and_recommend(
           score, split.test, n, min(cfg.eval.save_top, n), **options)
-      ranks_of_seeds.append(seed_ranks)
+      ranks_of_seeds[row].append(seed_ranks)
+      if score.timed:
+        ranks_of_seeds.setdefault(f'{row}:{TOLD}', []).append(ranking.rank_cases(
+            score, split.test, n, clock='target', **options))
       if seed == best:
         lists, sampled = top, among_few(cfg, dataset, split, score)
       advance()
-  ranks = {row: np.stack(ranks_of_seeds)}
+  ranks = {name: np.stack(each) for name, each in ranks_of_seeds.items()}
   others, facts = beside.rank_beside(split, dataset.catalog, cfg.eval, cfg.seed, work.log,
                                      **options)
   results = results_lib.save(work.folder, dataset, split, row, ranks | others, lists,

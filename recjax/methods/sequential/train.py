@@ -50,6 +50,8 @@ def check(cfg: ConfigDict, dataset: Dataset) -> None:
   cfg: the run's config. dataset: the data set. Raises ConfigError or DataError.
   """
   sequential.check(cfg, len(dataset.catalog))
+  if sequential.model_config(cfg, len(dataset.catalog)).time == 'bias':
+    splits.usable_times(dataset.interactions, dataset.name, sequential.WITHOUT_TIMES)
   splits.split_for_config(dataset, cfg.eval)
   ranking.protocol(len(dataset.catalog), seen_mask=cfg.eval.seen_mask)
   if cfg.eval.sampled:

@@ -15,6 +15,8 @@ from recjax.errors import ConfigError
 
 DENSE = 64  # so many rows of a matmul cost about as much as one gathered row and its gradient
 
+CACHED, HELD = 1 << 21, 1 << 27  # scores at a time: in a CPU's cache, in an accelerator's memory
+
 NEVER = -1e30  # score of what nobody can choose
 
 
@@ -126,11 +128,48 @@ def scores_by_position(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
   states, table: as of `cross_entropy`. negatives: rows of the table.
 
   Rows gathered one by one cost far more than rows in a matmul, so a catalog up to DENSE times K
-  items is scored whole and K scores are picked.
+  items is scored whole and K scores are picked, for so many positions at a time that their scores
+  stay in a CPU's cache.
   """
-  if len(table) <= DENSE * negatives.shape[1]:
-    return jnp.take_along_axis(states @ table.T, negatives, 1)
-  return jnp.einsum('td,tkd->tk', states, table[negatives])
+  if len(table) > DENSE * negatives.shape[1]:
+    return jnp.einsum('td,tkd->tk', states, table[negatives])
+  room = CACHED if jax.default_backend() == 'cpu' else HELD
+  return _picked_scores(states, table, negatives,
+                        min(len(states), max(8, room // len(table) // 8 * 8)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _picked_scores(states, table, picks, piece):
+  """Scores of `picks` (T, K), of `piece` positions at a time."""
+  pieces = _in_pieces(piece, states, picks)
+  picked = lax.map(lambda x: jnp.take_along_axis(x[0] @ table.T, x[1], 1), pieces)
+  return picked.reshape(-1, picks.shape[1])[:len(states)]
+
+
+def _in_pieces(piece, *arrays):
+  return tuple(jnp.pad(x, [(0, -len(x) % piece), (0, 0)]).reshape(-1, piece, x.shape[1])
+               for x in arrays)
+
+
+def _picked_forward(states, table, picks, piece):
+  return _picked_scores(states, table, picks, piece), (states, table, picks)
+
+
+def _picked_backward(piece, saved, grad):
+  states, table, picks = saved
+
+  def add_piece(table_grad: Array, of_piece: tuple) -> tuple:
+    rows, columns, row_grad = of_piece
+    dense = jnp.zeros((piece, len(table)), grad.dtype)
+    dense = dense.at[jnp.arange(piece)[:, None], columns].add(row_grad)
+    return table_grad + dense.T @ rows, dense @ table
+
+  table_grad, states_grad = lax.scan(add_piece, jnp.zeros_like(table),
+                                     _in_pieces(piece, states, picks, grad))
+  return states_grad.reshape(-1, states.shape[1])[:len(states)], table_grad, None
+
+
+_picked_scores.defvjp(_picked_forward, _picked_backward)
 
 
 def scores_by_user(states: Float[Array, 'T D'], table: Float[Array, 'N D'],
