@@ -15,7 +15,7 @@ CORE = [
 ]
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
         'importlib-resources>=6.0', 'charset-normalizer>=3.4', 'python-calamine>=0.4',
-        'sqlalchemy>=2.0', 'psycopg[binary]>=3.2']
+        'sqlalchemy>=2.0', 'psycopg>=3.2', 'psycopg-binary>=3.2']
 BEAM = ['apache-beam>=2.77']
 GGUF = ['gguf>=0.19']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',

@@ -30,7 +30,8 @@ SHORT = re.compile(r'\d+ requested and \d+ written')  # of numpy
 EXTRAS = {
     'serve': ('fastapi', 'uvicorn', 'prometheus_client', 'pydantic', 'starlette',
               'fastapi_offline'),
-    'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
+    'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources',
+             'charset_normalizer', 'python_calamine', 'sqlalchemy', 'psycopg', 'psycopg_binary'),
     'beam': ('apache_beam',),
     'gguf': ('gguf',),
 }

@@ -320,13 +320,18 @@ def new_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[p
   cannot be written.
   """
   folder = pathlib.Path(folder).absolute()
-  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
+  check_new(folder, overwrite)
   try:
     with atomic_folder(folder, overwrite) as fresh:
       yield fresh
   except OSError as error:
     raise WorkdirError(f'{folder} cannot be written: {error.strerror or error}.') from error
+
+
+def check_new(folder: pathlib.Path, overwrite: bool = False) -> None:
+  """Raises DataError if the `folder` holds something and `overwrite` is False."""
+  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

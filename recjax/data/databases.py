@@ -43,15 +43,15 @@ def _connected(address: str) -> Iterator[Any]:
   """Yields SQLAlchemy and a connection. Raises ConfigError where a package lacks, DataError where
   the database refuses."""
   shown = without_password(address)
+  import sqlalchemy
+  import sqlalchemy.exc
   try:
-    import sqlalchemy
-    import sqlalchemy.exc
     kind, rest = address.split('://', 1)
     engine = sqlalchemy.create_engine(f'{_DRIVERS.get(kind, kind)}://{rest}',
                                       execution_options={'postgresql_readonly': True})
   except ImportError as error:
-    raise ConfigError(f'{shown} needs the package {error.name}; databases are read with: pip '
-                      'install "recjax[data]"') from error
+    raise ConfigError(f'{shown} needs the package {error.name}; install it (recjax[data] has that '
+                      'of PostgreSQL)') from error
   except sqlalchemy.exc.ArgumentError as error:
     raise ConfigError(f'{shown} is no address of a database, as in postgresql://me@host/shop '
                       f'({error})') from error

@@ -214,11 +214,7 @@ def find_encoding(path: pathlib.Path, fits: Fits) -> tuple[str, list[str]]:
         break
   if len(odd) <= good:
     return 'utf-8', []
-  try:
-    import charset_normalizer
-  except ImportError as error:
-    raise ConfigError(f'{path} is not UTF-8; name its encoding, as in --encoding=cp1252, or '
-                      'install what finds it: pip install "recjax[data]"') from error
+  import charset_normalizer
   matches = list(charset_normalizer.from_bytes(b''.join(odd), cp_isolation=list(ENCODINGS)))
   alike = {name: str(match) for match in matches if match.chaos <= matches[0].chaos + ALIKE
            for name in (match.encoding, *match.could_be_from_charset)}

@@ -34,11 +34,7 @@ def choose_sheet(path: pathlib.Path, name: str, fits: Callable[[list[str]], bool
 
 
 def _open(path: pathlib.Path | str) -> Any:
-  try:
-    import python_calamine
-  except ImportError as error:
-    raise ConfigError(f'{path} is a workbook, which needs calamine; install it with: pip install '
-                      '"recjax[data]", or save the sheet as CSV') from error
+  import python_calamine
   try:
     return python_calamine.load_workbook(str(path))
   except (python_calamine.CalamineError, OSError) as error:

@@ -255,6 +255,7 @@ def prepare_source(args: argparse.Namespace) -> None:
   """Brings raw rows through the rules of `args`, and writes and prints the page."""
   rules, expected = rules_of(args)
   start = time.monotonic()
+  file_io.check_new(pathlib.Path(args.out).absolute(), args.overwrite)
   args.ask = asking.Asker(getattr(args, 'yes', False))
   source = open_source(args)
   if source.preview:

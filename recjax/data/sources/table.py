@@ -46,12 +46,12 @@ def source(interactions: raw_reader.Path, items: raw_reader.Path = '', columns: 
   check_encoding(encoding)
   log = _Log(table_files.open_table(interactions, sep, encoding, query,
                                     column_names.fits_interactions), header, columns, order,
-             time_format, events, ask)
+             time_format, events, ask, tick)
   table = _items_table(items, sep, encoding, items_query, log.table)
   goods = _Items(table, item_columns, list_sep) if table else None
   notes = {'interactions': log.notes, 'items': goods.notes if goods else {}}
   name = log.table.path.rstrip('/').rpartition('/')[2]
-  return raw_reader.Source(name, log.rows(tick), goods.rows() if goods else (), notes,
+  return raw_reader.Source(name, log.rows(), goods.rows() if goods else (), notes,
                            lambda: log.preview() + (goods.preview() if goods else []))
 
 
@@ -89,8 +89,8 @@ class _Log:
   """The table of interactions: its columns, what a first reading tells, and its rows."""
 
   def __init__(self, table: table_files.Table, header: str, columns: str, order: str,
-               time_format: str, events: str, ask: asking.Ask):
-    self.table, self.ask, self.time_format = table, ask, time_format
+               time_format: str, events: str, ask: asking.Ask, tick: raw_reader.Tick | None):
+    self.table, self.ask, self.time_format, self.tick = table, ask, time_format, tick
     self.names = [name.strip() for name in header.split(',')] if header else []
     self.how: dict[str, str] = {}
     if table.headless and not self.names:
@@ -190,15 +190,11 @@ class _Log:
   @functools.cached_property
   def parser(self) -> times.TimeParser:
     """What reads the times, after a first reading that tells what times and ids look like."""
-    return self.first_reading(None)
-
-  def first_reading(self, tick: raw_reader.Tick | None) -> times.TimeParser:
-    """What reads the times; the notes say what else all values tell. tick: as of `source`."""
     profile, time = times.ColumnProfile(), self.columns['time']
     self.ids = {name: cleaning.IdColumn() for name in (self.columns['user'], self.columns['item'])}
     self.rule.seen.clear()
     left_out: collections.Counter = collections.Counter()
-    for number, row, _ in self.read(tick):
+    for number, row, _ in self.read(_half(self.tick, 0)):
       if row is None:
         continue
       if counted := self.rule.count(row).left_out:
@@ -236,11 +232,12 @@ class _Log:
   def interactions(self, rows: Iterator[raw_reader.Row], ids: collections.Counter
                    ) -> Iterator[raw_reader.InteractionRow]:
     """Those of the `rows` that count. ids: counts what was done to ids."""
+    parser = self.parser
     whole = [name for name, column in self.ids.items() if column.whole()]
     rating = WEIGHT if self.rule.weighted else self.columns['rating']
     return raw_reader.to_interactions(
         self.table.place, self._counting(rows), self.columns['user'], self.columns['item'],
-        self.columns['time'], rating, self.parser, ids, whole)
+        self.columns['time'], rating, parser, ids, whole)
 
   def _counting(self, rows: Iterator[raw_reader.Row]) -> Iterator[raw_reader.Row]:
     """The rows that count; of the others the first reading told how many."""
@@ -256,14 +253,11 @@ class _Log:
           row[WEIGHT] = counted.weight
       yield number, row, reason
 
-  def rows(self, tick: raw_reader.Tick | None) -> Iterator[raw_reader.InteractionRow]:
-    """All interactions. tick: as of `source`."""
-    shown = 'parser' in self.__dict__
-    if not shown:
-      self.parser = self.first_reading(_half(tick, 0))
-    rows = self.interactions(self.read(tick if shown else _half(tick, 1)), self.notes['ids'])
-    yield from event_rules.counting(rows, self.parser.per_second if self.columns['time'] else 0,
-                                    self.notes)
+  def rows(self) -> Iterator[raw_reader.InteractionRow]:
+    """All interactions."""
+    per_second = self.parser.per_second if self.columns['time'] else 0
+    rows = self.interactions(self.read(_half(self.tick, 1)), self.notes['ids'])
+    yield from event_rules.counting(rows, per_second, self.notes)
 
   def preview(self) -> list[str]:
     """What was found out, which column is what, and three rows as they were understood."""
