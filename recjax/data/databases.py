@@ -1,7 +1,4 @@
-"""Tables of databases, row by row: PostgreSQL, SQLite, and what else SQLAlchemy has a driver for.
-
-The only file that imports SQLAlchemy.
-"""
+"""Tables of databases, row by row: PostgreSQL, SQLite, what else SQLAlchemy has a driver for."""
 import contextlib
 import decimal
 import pathlib
@@ -34,7 +31,7 @@ def sqlite_address(path: pathlib.Path) -> str:
 
 def without_password(address: str) -> str:
   """The `address` of a database as it may be shown."""
-  shown = re.sub(r'(//[^/@:]*):[^@]*@', r'\1@', address.partition('?')[0])
+  shown = re.sub(r'(//[^/@:]*):[^/]*@', r'\1@', address.partition('?')[0])
   return shown.removeprefix('sqlite:///file:')
 
 
@@ -43,15 +40,15 @@ def _connected(address: str) -> Iterator[Any]:
   """Yields SQLAlchemy and a connection. Raises ConfigError where a package lacks, DataError where
   the database refuses."""
   shown = without_password(address)
-  import sqlalchemy
-  import sqlalchemy.exc
   try:
+    import sqlalchemy
+    import sqlalchemy.exc
     kind, rest = address.split('://', 1)
     engine = sqlalchemy.create_engine(f'{_DRIVERS.get(kind, kind)}://{rest}',
                                       execution_options={'postgresql_readonly': True})
   except ImportError as error:
-    raise ConfigError(f'{shown} needs the package {error.name}; install it (recjax[data] has that '
-                      'of PostgreSQL)') from error
+    raise ConfigError(f'{shown} needs the package {error.name}; pip install '
+                      "'recjax[data,postgres]' has those of SQLite and PostgreSQL") from error
   except sqlalchemy.exc.ArgumentError as error:
     raise ConfigError(f'{shown} is no address of a database, as in postgresql://me@host/shop '
                       f'({error})') from error
