@@ -83,6 +83,7 @@ class ToolsTest(parameterized.TestCase):
   def test_in_process(self):
     self.check(asked(mcp_server.build(fake_service.service()), whole_trip))
 
+  @long
   def test_stdio(self):
     from mcp import StdioServerParameters
     self.check(asked(StdioServerParameters(
@@ -101,6 +102,7 @@ class ToolsTest(parameterized.TestCase):
     self.assertIn('SIGTERM: no new connections', process.stdout.read())
     self.assertEqual(process.wait(LONG), 0)
 
+  @long
   def test_http(self):
     self.check(asked(self.started(), whole_trip))
 

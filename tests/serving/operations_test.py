@@ -301,6 +301,7 @@ class ProcessTest(absltest.TestCase):
     self.addCleanup(process.kill)
     return process, process.stdout.readline()
 
+  @long
   def test_port_0_and_a_drain_that_is_said(self):
     process, line = self.started({'port': 0}, 'slow')
     url = re.match(r'(http://127\.0\.0\.1:\d+)/ is the shop', line)[1]
