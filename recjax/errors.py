@@ -32,7 +32,8 @@ EXTRAS = {
               'fastapi_offline', 'sqlalchemy', 'alembic'),
     'postgres': ('psycopg', 'psycopg_binary'),
     'mcp': ('mcp',),
-    'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
+    'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources',
+             'charset_normalizer', 'python_calamine', 'sqlalchemy'),
     'beam': ('apache_beam',),
     'gguf': ('gguf',),
 }
