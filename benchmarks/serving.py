@@ -7,7 +7,9 @@
 load: starts `recjax serve` and sends recommendations with filters, interests, searches, purchases,
 event streams and, where a run converses, chat. Every client has canary items of its own: what it is
 answered must be allowed to it alone, exist, and come once; what it bought must be what its session
-says. Memory and descriptors of the server are read after a tenth of the time and at the end.
+says, and never in its next answer (`bought to answered`: from the event's sending to that answer's
+end; `--events=URL` for another database than a new file). Memory and descriptors of the server are
+read after a tenth of the time and at the end.
 attack: recommendations of 8 clients in peace, then beside reloads of broken and sound catalogs,
 bodies too large, too deep and cut off, heads that never end, unknown routes; by turns.
 ratio: the same model, a trained run or a random SASRec, behind two servers, one of which answers
@@ -55,6 +57,7 @@ def main():
   parser.add_argument('--asks', type=int, default=512)
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--port', type=int, default=8765)
+  parser.add_argument('--events', default='', help='the database of events, for --part=load')
   args = parser.parse_args()
   if args.part == 'ratio':
     kinds = [trained(w) for w in args.workdirs] or [random_model(args, n) for n in args.items]
@@ -122,7 +125,8 @@ async def one_client(number, port, goods, models, end, pause, tally):
   own = goods[number::97][:12]  # canaries: no two clients share them
   talkers = [m['id'] for m in models if m['converses']]
   bought = []
-  status, _ = await http.ask('GET', '/shop/state')
+  status, found = await http.ask('GET', '/shop/state')
+  user = found['user']
 
   async def timed(kind, *given):
     begun = time.perf_counter()
@@ -145,16 +149,21 @@ async def one_client(number, port, goods, models, end, pause, tally):
         tally.check(len(set(ids)) == len(ids) and legal.issuperset(ids), ('items', body, ids))
         tally.check(len(ids) == min(body['k'], len(legal)), ('count', body, ids))
     elif draw < 0.6:
-      item = rng.choice(own)
-      status, found = await timed('buy', 'POST', '/shop/history', {'item': item, 'model': model})
+      item, begun = rng.choice(own), time.perf_counter()
+      status, _ = await timed('event', 'POST', '/v1/events', {
+          'user': user, 'item': item, 'type': 'purchase', 'key': f'{user}-{len(bought)}'})
       if status == 200:
-        bought = [*bought, item][-50:]
-        tally.check([h['id'] for h in found['history']] == bought, ('session', bought, found))
+        bought.append(item)
+        status, found = await timed(f'by user {model}', 'POST', '/v1/recommend',
+                                    {'user': user, 'model': model})
+        tally.times[f'bought to answered {model}'].append(time.perf_counter() - begun)
+        ids = [i['id'] for i in found.get('items', ())]
+        tally.check(len(set(ids)) == len(ids) and not set(ids) & set(bought), ('user', ids))
     elif draw < 0.75:
-      status, found = await timed(f'shop {model}', 'GET', f'/shop/recommend?model={model}')
+      status, found = await timed('history', 'GET', '/shop/history')
       if status == 200:
-        ids = [i['id'] for i in found['items']]
-        tally.check(len(set(ids)) == len(ids) and not set(ids) & set(bought), ('shop', ids))
+        tally.check([h['id'] for h in found['history']] == bought[-50:],
+                    ('session', bought, found))
     elif draw < 0.85:
       await timed('interests', 'POST', '/v1/interests', {'history': history})
     elif draw < 0.95 or draw >= 0.97 and not talkers:
@@ -190,11 +199,11 @@ def figures(pid):
 def serve(args, task):
   """Starts a server, and runs task(args, its process id) when it is ready."""
   begun, catalog = time.monotonic(), pathlib.Path(tempfile.mkdtemp()) / 'items.jsonl'
-  more = []
+  more = [f'--events={args.events or catalog.parent / "events.sqlite"}']
   if args.part == 'attack':
     save_data(faces.load(args.workdirs[0])[1], catalog.parent / 'sound')
     shutil.copy(catalog.parent / 'sound' / 'items.jsonl', catalog)
-    args.catalog, more = catalog, [f'--catalog={catalog}']
+    args.catalog, more = catalog, [*more, f'--catalog={catalog}']
   server = subprocess.Popen([sys.executable, '-m', 'recjax', 'serve', *args.workdirs, *more,
                              f'--port={args.port}'])
   try:
@@ -238,7 +247,7 @@ async def under_load(args, pid):
   await asyncio.sleep(max(0, end - time.monotonic() - args.seconds / 50))
   after = figures(pid)
   await asyncio.gather(*clients)
-  count = sum(map(len, tally.times.values()))
+  count = sum(tally.statuses.values())
   print(f'{args.clients} clients, {args.seconds:g} s, {count:,} requests, '
         f'{count / args.seconds:.0f} a second; statuses '
         + ', '.join(f'{s}: {n:,}' for s, n in sorted(tally.statuses.items())))

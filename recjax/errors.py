@@ -29,8 +29,11 @@ SHORT = re.compile(r'\d+ requested and \d+ written')  # of numpy
 # Modules that come with an extra of the package, as setup.py lists them.
 EXTRAS = {
     'serve': ('fastapi', 'uvicorn', 'prometheus_client', 'pydantic', 'starlette',
-              'fastapi_offline'),
-    'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources'),
+              'fastapi_offline', 'sqlalchemy', 'alembic'),
+    'postgres': ('psycopg', 'psycopg_binary'),
+    'mcp': ('mcp',),
+    'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources',
+             'charset_normalizer', 'python_calamine', 'sqlalchemy'),
     'beam': ('apache_beam',),
     'gguf': ('gguf',),
 }

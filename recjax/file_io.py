@@ -26,7 +26,7 @@ TableWriter = Callable[[list[dict]], object]
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet')
 
-GZIP, BOM = b'\x1f\x8b', b'\xef\xbb\xbf'
+GZIP, ZSTD, BOM = b'\x1f\x8b', b'\x28\xb5\x2f\xfd', b'\xef\xbb\xbf'
 
 HEAD = 512  # bytes by which a file is told to be of another kind
 
@@ -36,7 +36,7 @@ KINDS = (
     (b'PK\x03\x04', 'a zip archive, or a workbook of a spreadsheet; unpack it, or save it as CSV'),
     (b'PAR1', 'a Parquet file; give it a name that ends in .parquet'),
     (b'BZh', 'packed by bzip2; unpack it'), (b'\xfd7zXZ', 'packed by xz; unpack it'),
-    (b'\x28\xb5\x2f\xfd', 'packed by zstd; unpack it'), (b'7z\xbc\xaf', 'a 7z archive; unpack it'),
+    (ZSTD, 'packed by zstd; unpack it'), (b'7z\xbc\xaf', 'a 7z archive; unpack it'),
     (b'SQLite format 3', 'an SQLite database; export the table as CSV'),
     (b'ARROW1', 'an Arrow file; save it as Parquet'), (b'%PDF', 'a PDF'),
     (b'\xd0\xcf\x11\xe0', 'a workbook of a spreadsheet; save it as CSV'),
@@ -320,13 +320,18 @@ def new_folder(folder: str | os.PathLike, overwrite: bool = False) -> Iterator[p
   cannot be written.
   """
   folder = pathlib.Path(folder).absolute()
-  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
-    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
+  check_new(folder, overwrite)
   try:
     with atomic_folder(folder, overwrite) as fresh:
       yield fresh
   except OSError as error:
     raise WorkdirError(f'{folder} cannot be written: {error.strerror or error}.') from error
+
+
+def check_new(folder: pathlib.Path, overwrite: bool = False) -> None:
+  """Raises DataError if the `folder` holds something and `overwrite` is False."""
+  if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+    raise DataError(f'{folder} exists already; remove it or write somewhere else.')
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

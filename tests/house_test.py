@@ -26,11 +26,13 @@ LAYERS = (
     ('errors',))
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ONE_FILE = {'orbax': 'training/checkpoint.py', 'safetensors': 'models/huggingface.py',
-            'transformers': 'text/tokenizer.py', 'duckdb': 'data/prepare/duckdb_engine.py',
+            'transformers': 'text/tokenizer.py', 'duckdb': 'data/duckdb_database.py',
+            'python_calamine': 'data/workbooks.py',
             'tensorflow_datasets': 'data/array_record.py', 'grain': 'data/array_record.py',
             'apache_beam': 'data/prepare/beam_engine.py', 'gguf': 'gguf_file.py'}
 INSIDE_FUNCTIONS = {'orbax', 'transformers', 'tensorflow_datasets', 'grain', 'duckdb',
-                    'matplotlib', 'pyarrow', 'torch', 'apache_beam', 'gguf'}
+                    'matplotlib', 'pyarrow', 'torch', 'apache_beam', 'gguf',
+                    'python_calamine', 'charset_normalizer'}
 AT_IMPORT = {'recjax', 'tests'}
 
 

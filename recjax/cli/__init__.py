@@ -9,14 +9,27 @@ import sys
 
 import recjax
 from recjax import errors, progress, settings
-from recjax.cli import blend, chat, compare, convert, doctor, prepare, recommend, run, serve, sweep
+from recjax.cli import (
+  blend,
+  chat,
+  compare,
+  convert,
+  doctor,
+  events,
+  mcp,
+  prepare,
+  recommend,
+  run,
+  serve,
+  sweep,
+)
 from recjax.errors import WorkdirError
 
 VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
-         'doctor': doctor, 'compare': compare, 'blend': blend, 'sweep': sweep,
-         'convert': convert}
+         'events': events, 'mcp': mcp, 'doctor': doctor, 'compare': compare, 'blend': blend,
+         'sweep': sweep, 'convert': convert}
 
-OPEN_ENDED = ('chat', 'serve', 'prepare')  # they wait for people, or tell by themselves
+OPEN_ENDED = ('chat', 'serve', 'mcp', 'prepare')  # they wait for people, or tell by themselves
 
 FIRST_HOUR = """\
 from raw files to recommendations:
@@ -27,6 +40,7 @@ from raw files to recommendations:
   recjax compare checkpoints/mine checkpoints/other --html=compare.html
   recjax blend checkpoints/mine checkpoints/other --out=checkpoints/mix
   recjax serve checkpoints/mine                                 a shop at http://127.0.0.1:8000
+  recjax events report                                          what came of its recommendations
 
 CONFIG is one of configs/, e.g. betag_scientific, which has a built-in shop as well, or your file.
 every verb tells more: recjax VERB --help"""

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import gzip
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from recjax import file_io
-from recjax.data import cleaning, times
+from recjax.data import cleaning, duckdb_database, times
 from recjax.errors import ConfigError, DataError
 
 Path = str | pathlib.Path
@@ -33,11 +32,11 @@ ItemRow = tuple[Path, int, tuple[str, dict] | None, str]
 MAX_LINE_BYTES = 4 << 20  # a longer line is damage, or meant to fill the memory
 MAX_QUOTED_LINES = 100    # that a quoted text of a table may go over
 TICK_LINES = 1 << 16      # between two reports of progress
-SNIFFED_LINES = 200       # that tell what parts the columns
 SEPARATORS = {'.csv': ',', '.tsv': '\t', '.txt': '\t', '.inter': '\t', '.item': '\t', '.dat': '::'}
-SEPARATOR_CANDIDATES = (',', ';', '\t', '|', '::', ' ')
-SEPARATOR_NAMES = {'\t': 'a tab', ' ': 'blanks', ',': 'a comma', ';': 'a semicolon'}
 JSON_LINES = ('.jsonl', '.json', '.jsonline', '.ndjson')
+ROWS = ('.parquet', '.xlsx', '.xls', '.xlsb', '.xlsm', '.ods', '.sqlite', '.sqlite3', '.db')
+ARRAY = '[]'  # behind the name of a file that is one JSON array
+PACKED = ('.gz', '.zst')
 UNQUOTED = ('.inter', '.item')
 INDEX = '(no name)'  # a first column without one: the numbers of rows, as pandas writes them
 _SURROGATE = re.compile(r'[\ud800-\udfff]')
@@ -50,12 +49,14 @@ class Source:
   interactions: their times are all None or none. items: in the order of the catalog. notes:
   {'interactions': {...}, 'items': {...}}, what the reading of either tells, complete when all its
   rows are read: 'time' (a TimeParser's kind, per_second and factor among it), 'ids', 'cleaned', ….
-  name: of the data set.
+  name: of the data set. preview: gives lines that say how the source was understood, before its
+  rows are read.
   """
   name: str
   interactions: Iterable[InteractionRow]
   items: Iterable[ItemRow] = ()
   notes: dict[str, dict] = dataclasses.field(default_factory=dict)
+  preview: Callable[[], list[str]] | None = None
 
 
 def new_notes(column: str, kind: str) -> dict[str, dict]:
@@ -77,34 +78,39 @@ _JSON = json.JSONDecoder(parse_constant=_refuse)
 
 
 def file_kind(path: Path) -> str:
-  """The ending of `path` without '.gz': '.csv', '.parquet', ..., or '.jsonl' for all JSON."""
+  """The ending of `path` without '.gz' or '.zst': '.csv', …, or '.jsonl' for all JSON."""
   path = pathlib.Path(path)
-  ending = (path.with_suffix('') if path.suffix == '.gz' else path).suffix.lower()
+  ending = (path.with_suffix('') if path.suffix in PACKED else path).suffix.lower()
   return '.jsonl' if ending in JSON_LINES else ending
 
 
 def read(path: Path, header: Collection[str] = (), sep: str = '', encoding: str = 'utf-8',
-         literal: bool = False, tick: Tick | None = None) -> Iterator[Row]:
+         literal: bool = False, tick: Tick | None = None, skip: int = 0,
+         kind: str = '') -> Iterator[Row]:
   """Reads the table of any kind at `path`.
 
   header: names of the columns, of a file that does not begin with them. sep: what parts columns,
   where the name's ending does not say it. encoding: of texts; UTF-16 is found without it. literal:
   lines may be Python dicts, which are read without running anything. tick: is told how far it is.
-  Raises DataError where the
-  file itself cannot be read, ConfigError for an unknown kind.
+  skip: lines above the names of the columns. kind: the ending that counts, that of `path` without
+  it; '.json' + ARRAY is a JSON array. Raises DataError where the file itself cannot be read,
+  ConfigError for an unknown kind.
   """
-  ending = file_kind(path)
+  ending = kind or file_kind(path)
+  if ending == '.json' + ARRAY:
+    return _json_array(path)
   if ending == '.parquet' and not sep:
     return _parquet(path, tick)
   if ending == '.jsonl' and not sep:
     return _json(path, literal, tick)
   sep = sep or SEPARATORS.get(ending, '')
   if not sep:
-    raise _unknown_kind(path)
-  return _delimited(path, list(header), sep, encoding, tick)
+    raise unknown_kind(path)
+  return _delimited(path, list(header), sep, encoding, tick, skip)
 
 
-def _unknown_kind(path: Path) -> ConfigError:
+def unknown_kind(path: Path) -> ConfigError:
+  """The error that asks what kind of table stands at `path`."""
   known = ', '.join([*SEPARATORS, *JSON_LINES, '.parquet'])
   return ConfigError(f'{path}: what kind of table is it? Known endings are {known}, the texts '
                      "also with .gz; for another, say what parts its columns: --sep=','")
@@ -117,12 +123,15 @@ def require_file(path: Path, where: str) -> None:
 
 
 def row_place(path: Path, number: int) -> str:
-  """Where the row numbered `number` of the file at `path` stands, for messages."""
-  return f'{path} {({".parquet": "row", "": "entry"}).get(file_kind(path), "line")} {number}'
+  """Where the row numbered `number` of the table at `path` stands, for messages."""
+  if str(path).endswith(ARRAY):
+    return f'{str(path).removesuffix(ARRAY)} entry {number}'
+  kind = file_kind(path)
+  return f'{path} {"row" if kind in ROWS else "line" if kind else "entry"} {number}'
 
 
-def _byte_encoding(encoding: str) -> str:
-  """What lines of a file in this encoding are decoded with: UTF-16 has become UTF-8 by then."""
+def byte_encoding(encoding: str) -> str:
+  """What lines of a file in this `encoding` are decoded with: UTF-16 has become UTF-8 by then."""
   return 'utf-8' if _is_wide(encoding) else encoding
 
 
@@ -142,15 +151,17 @@ def read_lines(path: Path, tick: Tick | None = None,
   try:
     with open(path, 'rb') as base:
       size = max(1, os.fstat(base.fileno()).st_size)
-      opened: Any = gzip.GzipFile(fileobj=base) if base.peek(2)[:2] == file_io.GZIP else base
+      opened = _unpacking(base)
       with io.BufferedReader(opened, 1 << 20) as unpacked:
         head = unpacked.peek(file_io.HEAD)[:file_io.HEAD]
         file_io.check_kind(head, path)
         wide = encoding if _is_wide(encoding) else file_io.wide_encoding(head)
         recoded: Any = _Recoded(unpacked, wide, path) if wide else None
         stream: Any = io.BufferedReader(recoded) if wide else unpacked
+        taken = 0
         for number, line in _numbered(stream, tick, lambda: base.tell() / size):
-          if number % TICK_LINES == 0 and unpacked.tell() > file_io.plausible(base.tell()):
+          taken += len(line or b'')
+          if number % TICK_LINES == 0 and taken > file_io.plausible(base.tell()):
             raise DataError(f'{path} unpacks to far more than data do, at line {number}.')
           yield number, line
   except FileNotFoundError as error:
@@ -159,6 +170,17 @@ def read_lines(path: Path, tick: Tick | None = None,
     raise DataError(f'{path} is damaged or cut off ({error}); fetch it again.') from error
   except OSError as error:
     raise DataError(f'{path} cannot be read: {error.strerror or error}.') from error
+
+
+def _unpacking(base: Any) -> Any:
+  """The stream `base`, unpacked where its first bytes are those of gzip or zstd."""
+  head = base.peek(4)[:4]
+  if head[:2] == file_io.GZIP:
+    return gzip.GzipFile(fileobj=base)
+  if head != file_io.ZSTD:
+    return base
+  import pyarrow
+  return pyarrow.CompressedInputStream(base, 'zstd')
 
 
 class _Recoded(io.RawIOBase):
@@ -218,6 +240,17 @@ def _json(path: Path, literal: bool, tick: Tick | None) -> Iterator[Row]:
     yield number, row, reason
 
 
+def _json_array(path: Path) -> Iterator[Row]:
+  last = b''
+  for _, line in read_lines(path):  # packed or not
+    last = line.strip() or last if line is not None else b']'
+  if not last.endswith(b']'):
+    raise DataError(f'{path} is a JSON array that is cut off; fetch it again.')
+  for number, text in enumerate(duckdb_database.json_objects(pathlib.Path(path)), 1):
+    row, reason = _object(text.encode('utf-8', 'surrogatepass'), False)
+    yield number, row, reason
+
+
 def _object(line: bytes, literal: bool) -> tuple[dict | None, str]:
   """One line as a dict, or None and the reason why it is none."""
   try:
@@ -247,9 +280,9 @@ def _literal(text: str) -> tuple[object, str]:
 
 
 def _delimited(path: Path, header: list[str], sep: str, encoding: str,
-               tick: Tick | None) -> Iterator[Row]:
+               tick: Tick | None, skip: int) -> Iterator[Row]:
   names, lists = [], set()
-  for number, fields in _fields(path, sep, encoding, tick):
+  for number, fields in _fields(path, sep, encoding, tick, skip):
     if fields == [] or fields == ['']:
       continue
     if not names:
@@ -288,14 +321,14 @@ def _header(fields: list[str] | str, path: Path) -> tuple[list[str], set[str]]:
   return names, {part[0] for part in parts if part[2].endswith('_seq')}
 
 
-def _fields(path: Path, sep: str, encoding: str,
-            tick: Tick | None) -> Iterator[tuple[int, list[str] | str]]:
+def _fields(path: Path, sep: str, encoding: str, tick: Tick | None,
+            skip: int) -> Iterator[tuple[int, list[str] | str]]:
   """Yields the number of each row with its texts, or with the reason why it has none."""
   # A half surrogate marks what is no text; such a row is refused later, under its number.
-  byte_encoding = _byte_encoding(encoding)
+  decode = byte_encoding(encoding)
   numbered_texts = (
-      (number, '\udcff\n' if line is None else line.decode(byte_encoding, 'surrogateescape'))
-      for number, line in read_lines(path, tick, encoding))
+      (number, '\udcff\n' if line is None else line.decode(decode, 'surrogateescape'))
+      for number, line in read_lines(path, tick, encoding) if number > skip)
   if sep == ' ':
     yield from ((number, text.split()) for number, text in numbered_texts)
   elif len(sep) == 1:
@@ -466,50 +499,3 @@ def as_list(value: object, sep: str = '') -> list[str] | None:
   flat = [t for v in value for t in (as_list(v) or [] if isinstance(v, list | tuple)
                                      else [as_text(v)])]
   return list(dict.fromkeys(t for t in flat if t)) or None
-
-SNIFFED_LINES = 200
-
-def find_separator(path: Path, encoding: str = 'utf-8',
-                   has_header: bool = False) -> tuple[str, str]:
-  """What parts columns, and '' or how it was told; both '' for Parquet and JSON Lines.
-
-  The sign that the ending of `path` promises, if it parts the lines; else the one that parts most
-  of them alike. encoding: of the file. has_header: whether the columns are named elsewhere, so that
-  one column is no fault. Raises ConfigError where several do or none does.
-  """
-  ending = file_kind(path)
-  if ending in ('.parquet', '.jsonl'):
-    return '', ''
-  usual_separator = SEPARATORS.get(ending, '')
-  texts = itertools.islice(read_lines(path, encoding=encoding), SNIFFED_LINES)
-  texts = [text for _, line in texts if line and (
-      text := line.decode(_byte_encoding(encoding), 'replace').rstrip('\r\n'))]
-  if not texts:
-    raise DataError(f'{path} holds no row that can be read.')
-  shares = {sign: _column_share(texts, sign) for sign in SEPARATOR_CANDIDATES}
-  if usual_separator and (shares[usual_separator] > .5 or has_header):
-    return usual_separator, ''
-  likely = [sign for sign in SEPARATOR_CANDIDATES if shares[sign] == max(shares.values()) > .5]
-  if len(likely) > 1 and ' ' in likely:
-    likely.remove(' ')  # blanks inside texts
-  if len(likely) == 1:
-    return likely[0], f'columns are parted by {SEPARATOR_NAMES.get(likely[0], likely[0])}'
-  if usual_separator:
-    return usual_separator, ''
-  raise _unknown_kind(path)
-
-
-def _column_share(lines: list[str], separator: str) -> float:
-  """The share of lines that a sign parts into as many columns, at least 2, as the first one."""
-  if separator == ' ':
-    widths = [len(line.split()) for line in lines]
-  elif len(separator) > 1 or separator == '\t':
-    widths = [len(line.split(separator)) for line in lines]
-  else:
-    widths = []
-    for line in lines:
-      try:
-        widths.append(len(next(csv.reader([line], delimiter=separator))))
-      except (csv.Error, StopIteration):
-        widths.append(0)
-  return widths.count(widths[0]) / len(widths) if widths[0] > 1 else 0.

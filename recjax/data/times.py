@@ -6,6 +6,7 @@ to nanoseconds. A value that is not like the others is no time; nothing is guess
 import dataclasses
 import datetime
 import decimal
+import functools
 import pathlib
 import re
 from typing import NamedTuple
@@ -44,9 +45,9 @@ _CLOCK = re.compile(r'(\d{1,2}):(\d\d)(?::(\d\d))?\s*([ap])?\.?(?:m\.?)?\s*'
                     r'(z|utc|gmt|[+-]\d\d:?\d\d)?', re.IGNORECASE)
 _PARTED = re.compile(r'(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?:(?:[T ]|, ?)\s*(\S.*))?')
 _WEEKDAY = r'(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*,? +)?'
-_DAY_MONTH = re.compile(_WEEKDAY + r'(\d{1,2})[ -]([a-z]{3,9})\.?[ ,-]+(\d{4})(?:,? +(\S.*))?',
+_DAY_MONTH = re.compile(_WEEKDAY + r'(\d{1,2})[ -]([a-z]{3,9})\.?[ ,-]+(\d{4}|\d\d)(?:,? +(\S.*))?',
                         re.IGNORECASE)
-_MONTH_DAY = re.compile(_WEEKDAY + r'([a-z]{3,9})\.? +(\d{1,2})(?:st|nd|rd|th)?,? +(\d{4})'
+_MONTH_DAY = re.compile(_WEEKDAY + r'([a-z]{3,9})\.?[ -]+(\d{1,2})(?:st|nd|rd|th)?,?[ -]+(\d{4})'
                         r'(?:,? +(\S.*))?', re.IGNORECASE)
 _CTIME = re.compile(_WEEKDAY + r'([a-z]{3}) +(\d{1,2}) +(\d[\d:]+)((?: +\S+)?) +(\d{4})',
                     re.IGNORECASE)
@@ -63,7 +64,7 @@ def parse_number(value: object) -> tuple[int, str] | None:
     value = repr(value)
   elif isinstance(value, decimal.Decimal):
     value = str(value)
-  elif not isinstance(value, str):
+  elif not isinstance(value, str) or ':' in value:
     return None
   if _WHOLE.fullmatch(value):
     return int(value), ''
@@ -138,11 +139,12 @@ def parse_date(value: object, order: str = '') -> Date:
   if not isinstance(value, str):
     return Date('', None)
   text, digits = _split_fraction(value.strip())
-  try:
-    moment = datetime.datetime.fromisoformat(text)
-    return Date('iso', _seconds(moment), digits, moment.tzinfo is not None)
-  except (ValueError, OverflowError):
-    pass
+  if text[:4].isdigit():
+    try:
+      moment = datetime.datetime.fromisoformat(text)
+      return Date('iso', _seconds(moment), digits, moment.tzinfo is not None)
+    except (ValueError, OverflowError):
+      pass
   try:
     kind, seconds, has_zone = _numeric_date(text, order) or _worded_date(text) or ('', None, False)
   except (ValueError, OverflowError):
@@ -156,7 +158,9 @@ def _numeric_date(text: str, order: str) -> tuple[str, int | None, bool] | None:
   match = _PARTED.fullmatch(text)
   if not match:
     return None
-  a, _, b, c, clock = match.groups()
+  a, sign, b, c, clock = match.groups()
+  if sign == '.' and len(a) <= 2 and len(c) == 2:  # with other signs the year may stand first
+    c = _century(c)
   if len(a) == 4 and len(c) <= 2:
     return 'iso', *_date_seconds(a, b, c, clock)
   if len(a) > 2 or len(c) != 4:
@@ -168,9 +172,15 @@ def _numeric_date(text: str, order: str) -> tuple[str, int | None, bool] | None:
   return kind, *_date_seconds(c, *((b, a) if order == 'd/m/y' else (a, b)), clock)
 
 
+def _century(year: str) -> str:
+  """A year of two digits with the other two, as strptime reads them."""
+  return f'{"19" if year >= "69" else "20"}{year}' if len(year) == 2 else year
+
+
 def _worded_date(text: str) -> tuple[str, int, bool] | None:
   if match := _DAY_MONTH.fullmatch(text):
     day, month, year, clock = match.groups()
+    year = _century(year)
   elif match := _CTIME.fullmatch(text):
     month, day, time_of_day, zone, year = match.groups()
     clock = time_of_day + zone
@@ -183,6 +193,12 @@ def _worded_date(text: str) -> tuple[str, int, bool] | None:
   names = [n for n, name in enumerate(_MONTHS, 1)
            if month.lower() in (name, name[:3], name[:4] if n == 9 else name)]
   return ('words', *_date_seconds(year, names[0], day, clock)) if names else None
+
+
+@functools.lru_cache(1 << 15)
+def _midnight(year: str, month: str | int, day: str) -> int:
+  """Seconds from 1970 to the beginning of a day. Raises ValueError."""
+  return _seconds(datetime.datetime(int(year), int(month), int(day)))
 
 
 def _date_seconds(year: str, month: str | int, day: str, clock: str | None) -> tuple[int, bool]:
@@ -199,8 +215,9 @@ def _date_seconds(year: str, month: str | int, day: str, clock: str | None) -> t
         raise ValueError('no hour of twelve')
       hour = hour % 12 + 12 * (match[4].lower() == 'p')
     zone = match[5]
-  moment = datetime.datetime(int(year), int(month), int(day), hour, minute, second)
-  seconds = _seconds(moment)
+  if not (hour < 24 and minute < 60 and second < 60):
+    raise ValueError('no time of day')
+  seconds = _midnight(year, month, day) + 3600 * hour + 60 * minute + second
   if zone and zone[0] in '+-':
     offset = int(zone[1:3]) * 3600 + int(zone[-2:]) * 60
     seconds -= offset if zone[0] == '+' else -offset

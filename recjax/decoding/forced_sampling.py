@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from recjax.decoding.constraints import finite_logits, first_nan, sanitize_log_probs
 from recjax.decoding.lm_head import BoundDecoder, log_sum_exp
-from recjax.decoding.sampling import Samples, Sampling, draw, no_samples, where_rows
+from recjax.decoding.sampling import Chance, Samples, Sampling, draw, no_samples, where_rows
 from recjax.protocols import Constraint
 
 
@@ -26,7 +26,7 @@ class ForcedState(NamedTuple):
 
 
 def sample_forced(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'],
-                  constraint: Constraint, search: Sampling, key: Key[Array, '']) -> Samples:
+                  constraint: Constraint, search: Sampling, key: Chance) -> Samples:
   """As `sampling.sample`, in passes of up to `search.pass_width` tokens of each row.
 
   model: with `extend`, whose pool has samples * new_tokens slots. constraint: one with
@@ -38,7 +38,7 @@ def sample_forced(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D']
 
 
 def first_tokens(model: BoundDecoder, first: Float[Array, 'B D'], constraint: Constraint,
-                 search: Sampling, key: Key[Array, '']) -> Samples:
+                 search: Sampling, key: Chance) -> Samples:
   """Rows with their first token. first: the state after each prompt. model, constraint, search,
   key: as of `sample_forced`."""
   rows = no_samples(len(first), constraint, search)
@@ -46,7 +46,7 @@ def first_tokens(model: BoundDecoder, first: Float[Array, 'B D'], constraint: Co
   return draw_next(model, rows, hidden, constraint, search, key)
 
 
-def run_passes(model: BoundDecoder, constraint: Constraint, search: Sampling, key: Key[Array, ''],
+def run_passes(model: BoundDecoder, constraint: Constraint, search: Sampling, key: Chance,
                state: ForcedState, passes: int) -> ForcedState:
   """Goes on until every row ended, for `passes` passes at most. model, constraint, search, key: as
   of `sample_forced`. state: to go on from."""
@@ -62,7 +62,7 @@ def unfinished(rows: Samples, search: Sampling) -> Bool[Array, 'B K']:
 
 
 def draw_next(model: BoundDecoder, rows: Samples, hidden: Float[Array, 'B K D'],
-              constraint: Constraint, search: Sampling, key: Key[Array, '']) -> Samples:
+              constraint: Constraint, search: Sampling, key: Chance) -> Samples:
   """Draws the next token of every row that goes on. hidden: the state after its last token. rows:
   so far. model, constraint, search, key: as of `sample_forced`."""
   t, choose = rows.lengths, cast(Callable, draw)
@@ -89,7 +89,7 @@ def append(rows: Samples, constraint: Constraint, which: Bool[Array, 'B K'],
       complete=rows.complete | (which & complete), state=where_rows(which, state, rows.state))
 
 
-def one_pass(model: BoundDecoder, constraint: Constraint, search: Sampling, key: Key[Array, ''],
+def one_pass(model: BoundDecoder, constraint: Constraint, search: Sampling, key: Chance,
              state: ForcedState) -> ForcedState:
   """Runs each row's last token and what is forced after it, and draws the token after that. state:
   before the pass. model, constraint, search, key: as of `sample_forced`."""

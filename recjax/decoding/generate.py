@@ -10,7 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from recjax.decoding.beam_search import BeamSearch, beam_search
 from recjax.decoding.constraints import (
@@ -25,7 +25,7 @@ from recjax.decoding.forced_sampling import sample_forced
 from recjax.decoding.item_filter import ItemFilter
 from recjax.decoding.lm_head import bind, cache_lengths
 from recjax.decoding.lookahead_beam_search import LookaheadBeamSearch, lookahead_beam_search
-from recjax.decoding.sampling import Sampling, sample
+from recjax.decoding.sampling import Chance, Draws, Sampling, sample
 from recjax.decoding.trie import Trie
 from recjax.distributed import multihost
 from recjax.errors import ConfigError, DataError, UserError
@@ -100,7 +100,7 @@ def _is_open(item_filter: ItemFilter, request: int, place: int) -> bool:
 
 
 def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search,
-             constraint: Constraint | None = None, *, seed: int = 0, bucket: int = 64,
+             constraint: Constraint | None = None, *, seed: int | Draws = 0, bucket: int = 64,
              longest_prompt: int = 0) -> Generated:
   """Continues prompts by beam search, group beam search, look-ahead beam search or sampling.
 
@@ -108,10 +108,10 @@ def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search
   beam is greedy), `DiverseBeamSearch`, `LookaheadBeamSearch` or `Sampling`; its new_tokens is by
   default the longest row of the constraint. constraint: `Unconstrained(eos_ids)`,
   `CatalogConstraint`, `CodeConstraint`, `ItemSpanConstraint` or `RetrievalConstraint`; None is
-  every token, without an end. seed: of samples. bucket: prompts are padded to a multiple of it, and
-  share a program that way. longest_prompt: refuse longer ones (0: no bound). Raises DataError for
-  an empty or too long prompt, UserError where the model gives NaN, ConfigError for a search and a
-  constraint that do not go together.
+  every token, without an end. seed: of samples, or Draws with one of each request. bucket: prompts
+  are padded to a multiple of it, and share a program that way. longest_prompt: refuse longer ones
+  (0: no bound). Raises DataError for an empty or too long prompt, UserError where the model gives
+  NaN, ConfigError for a search and a constraint that do not go together.
   """
   rule: Any = Unconstrained() if constraint is None else constraint
   tokens, lengths = pad_prompts(prompts, bucket, longest_prompt, search.pad_id)
@@ -119,9 +119,14 @@ def generate(decoder: Decoder, params: PyTree, prompts: Sequence, search: Search
   _check_pair(decoder, search, rule)
   with doing(f'the search for {tokens.shape[0]:,} prompts of {tokens.shape[1]:,} tokens'):
     arrays = multihost.to_host(_run(decoder, params, tokens, lengths, rule, search,
-                                    jax.random.key(seed)))
+                                    as_chance(seed)))
   raise_on_nan(arrays.pop('nan_step'))
   return Generated(steps=int(arrays.pop('steps')), **arrays)
+
+
+def as_chance(seed: int | Draws) -> Chance:
+  """What draws go by. seed: as of `generate`."""
+  return seed if isinstance(seed, Draws) else jax.random.key(seed)
 
 
 def _check_pair(decoder: Decoder, search: Search, constraint: Constraint) -> None:
@@ -171,7 +176,7 @@ def pad_prompts(prompts: Sequence, bucket: int, longest: int = 0, pad_id: int = 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(decoder: Decoder, params: PyTree, tokens: Int[Array, 'B P'], lengths: Int[Array, ' B'],
-         constraint: Constraint, search: Search, key: Key[Array, '']) -> dict:
+         constraint: Constraint, search: Search, key: Chance) -> dict:
   """The whole generation on the device. -> the arrays of `Generated`, and nan_step"""
   model = bind(decoder, params)
   if isinstance(search, LookaheadBeamSearch):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from recjax.decoding.generate import Generated, Search, generate, pad_prompts
-from recjax.decoding.sampling import Sampling
+from recjax.decoding.sampling import Draws, Sampling
 from recjax.decoding.streaming import stream
 from recjax.models import llm, llm_decoder
 from recjax.protocols import Constraint, Decoder
@@ -34,7 +34,7 @@ class PrefixGenerator:
     self.bucket = -(-max(1, longest - len(self.prefix)) // BUCKET) * BUCKET
 
   def generate(self, prompts: Sequence, search: Search, constraint: Constraint | None = None,
-               seed: int = 0) -> Generated:
+               seed: int | Draws = 0) -> Generated:
     """As `generate.generate`, of what comes after the opening; rows end in the tokenizer's pads.
     prompts: what comes after the opening. search, constraint, seed: as of `generate.generate`."""
     search = dataclasses.replace(search, pad_id=self.tokenizer.pad_id)
@@ -42,7 +42,7 @@ class PrefixGenerator:
                     bucket=self.bucket)
 
   def stream(self, prompts: Sequence, search: Sampling, constraint: Constraint, on_rows: Callable,
-             seed: int = 0) -> Generated:
+             seed: int | Draws = 0) -> Generated:
     """As `streaming.stream`, of what comes after the opening. prompts, search, constraint, on_rows,
     seed: as of `streaming.stream`."""
     search = dataclasses.replace(search, pad_id=self.tokenizer.pad_id)

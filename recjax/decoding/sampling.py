@@ -1,5 +1,6 @@
 """Greedy search and sampling: rows that do not compete with each other. Shapes as in `lm_head`."""
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -62,6 +63,22 @@ class Samples(NamedTuple):
   nan_step: Int[Array, ' B']
 
 
+class Draws(NamedTuple):
+  """What chance each request has of its own, in one program for all: keys, and temperatures, 0 for
+  greedy. A request's rows are those that it has alone with its key."""
+  keys: Key[Array, ' B']
+  temperatures: Float[Array, ' B']
+
+
+Chance = Key[Array, ''] | Draws  # of all draws, or of each request's
+
+
+def own_draws(seeds: Sequence[int], temperatures: Sequence[float]) -> Draws:
+  """Draws of requests that each have a seed and a temperature. seeds: from 0 to 2^32 - 1."""
+  return Draws(jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32)),
+               jnp.array(temperatures, jnp.float32))
+
+
 def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
   """Rows before their first token. batch: B. constraint, search: as of `sample`."""
   shape = (batch, search.samples)
@@ -73,11 +90,12 @@ def no_samples(batch: int, constraint: Constraint, search: Sampling) -> Samples:
 
 
 def sample(model: BoundDecoder, cache: PyTree, first: Float[Array, 'B D'], constraint: Constraint,
-           search: Sampling, key: Key[Array, '']) -> Samples:
+           search: Sampling, key: Chance) -> Samples:
   """Draws rows token by token; greedy where the temperature is 0.
 
-  model, cache, first, constraint: as in `beam_search`. search: its settings. key: of all draws. A
-  row's draws depend on the key, its request's and its own number and the step alone.
+  model, cache, first, constraint: as in `beam_search`. search: its settings. key: of all draws, or
+  Draws, whose temperatures then count. A row's draws depend on the key, its request's and its own
+  number and the step alone.
   """
   shape = (len(first), search.samples)
 
@@ -120,33 +138,44 @@ def where_rows(which: Bool[Array, 'B K'], new: PyTree, old: PyTree) -> PyTree:
 
 
 def draw(log_probs: Float[Array, 'B K C'], tokens: Int[Array, 'B K C'], nodes: Int[Array, 'B K C'],
-         key: Key[Array, ''], t: Array | int, search: Sampling
+         key: Chance, t: Array | int, search: Sampling
          ) -> tuple[Int[Array, 'B K'], Int[Array, 'B K'], Float[Array, 'B K']]:
   """Token number t, () or (B, K), of each row, by the Gumbel trick.
 
-  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: of all draws. search:
+  log_probs, tokens, nodes: of the candidates; DEAD where forbidden. key: as in `sample`. search:
   temperature and cuts. -> tokens, nodes, log-probabilities
   """
-  if search.temperature:
-    scaled = jnp.where(log_probs > LIVE, log_probs / search.temperature, DEAD)
+  def drawn(temperature: Array | float) -> Array:
+    scaled = jnp.where(log_probs > LIVE, log_probs / temperature, DEAD)
     kept = within_cuts(scaled, search.top_k, search.top_p)
     noisy = scaled + gumbel_noise(key, t, log_probs.shape)
-    choice = jnp.argmax(jnp.where(kept, noisy, DEAD * 2), -1)
+    return jnp.argmax(jnp.where(kept, noisy, DEAD * 2), -1)
+  if isinstance(key, Draws):
+    warmth = key.temperatures[:, None]
+    choice = jnp.argmax(log_probs, -1)
+    choice = lax.cond((warmth > 0).any(), lambda: jnp.where(
+        warmth > 0, drawn(jnp.where(warmth > 0, warmth, 1)[..., None]), choice), lambda: choice)
+  elif search.temperature:
+    choice = drawn(search.temperature)
   else:
     choice = jnp.argmax(log_probs, -1)
   chosen = lambda x: jnp.take_along_axis(x, choice[..., None], -1)[..., 0]  # noqa: E731
   return chosen(tokens), chosen(nodes), chosen(log_probs)
 
 
-def gumbel_noise(key: Key[Array, ''], t: Array | int, shape: tuple) -> Float[Array, 'B K C']:
-  """Noise of each row's step, which depends on its own numbers, not on the batch's size. key: of
-  all draws. t: number of the token, () or (B, K). shape: (B, K, C)."""
+def gumbel_noise(key: Chance, t: Array | int, shape: tuple) -> Float[Array, 'B K C']:
+  """Noise of each row's step, which depends on its own numbers, not on the batch's size. key: as
+  in `sample`. t: number of the token, () or (B, K). shape: (B, K, C)."""
   *rows, width = shape
+  request, row = jnp.indices(rows)
 
-  def noise_of(t: Array, request: Array, row: Array) -> Array:
+  def noise_of(key: Array, t: Array, request: Array, row: Array) -> Array:
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
     return jax.random.gumbel(row_key, (width,))
-  return jax.vmap(jax.vmap(noise_of))(jnp.broadcast_to(t, rows), *jnp.indices(rows))
+  if isinstance(key, Draws):  # each request is the first of its own
+    key, request = key.keys[:, None], jnp.zeros_like(request)
+  return jax.vmap(jax.vmap(noise_of))(
+      jnp.broadcast_to(key, rows), jnp.broadcast_to(t, rows), request, row)
 
 
 def within_cuts(log_weights: Float[Array, '... C'], top_k: int, top_p: float

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from recjax.decoding.constraints import with_new_tokens
 from recjax.decoding.forced_sampling import ForcedState, first_tokens, run_passes
-from recjax.decoding.generate import Generated, pad_prompts, raise_on_nan
+from recjax.decoding.generate import Generated, as_chance, pad_prompts, raise_on_nan
 from recjax.decoding.lm_head import bind
-from recjax.decoding.sampling import Sampling
+from recjax.decoding.sampling import Chance, Draws, Sampling
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.protocols import Constraint, Decoder
@@ -20,7 +20,7 @@ PASSES = 4  # of a call, so that text comes soon and calls are few
 
 def stream(decoder: Decoder, params: PyTree, prompts: Sequence, search: Sampling,
            constraint: Constraint, on_rows: Callable[[list], Sequence], *, passes: int = PASSES,
-           seed: int = 0, bucket: int = 64) -> Generated:
+           seed: int | Draws = 0, bucket: int = 64) -> Generated:
   """One row of each prompt, token for token as `generate` gives it.
 
   decoder, params, prompts, seed, bucket: as in `generate`. search: of one sample, with pass_width.
@@ -33,7 +33,7 @@ def stream(decoder: Decoder, params: PyTree, prompts: Sequence, search: Sampling
     raise ConfigError(f'samples={search.samples} and pass_width={search.pass_width}: a stream is '
                       'one sample, in passes of one token or more')
   tokens, lengths = pad_prompts(prompts, bucket, 0, search.pad_id)
-  search, key = with_new_tokens(search, constraint), jax.random.key(seed)
+  search, key = with_new_tokens(search, constraint), as_chance(seed)
   state = _first_tokens(decoder, search, params, tokens, lengths, constraint, key)
   wanted, ended = np.ones(len(tokens), bool), np.zeros(len(tokens), bool)
   while True:
@@ -52,7 +52,7 @@ def stream(decoder: Decoder, params: PyTree, prompts: Sequence, search: Sampling
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _first_tokens(decoder: Decoder, search: Sampling, params: PyTree, tokens: Int[Array, 'B P'],
-                  lengths: Int[Array, ' B'], constraint: Constraint, key: Key[Array, '']
+                  lengths: Int[Array, ' B'], constraint: Constraint, key: Chance
                   ) -> ForcedState:
   """Reads prompts and draws one token for each."""
   first, cache = decoder.start(params, tokens, lengths, 1, search.new_tokens + 1)
@@ -61,7 +61,7 @@ def _first_tokens(decoder: Decoder, search: Sampling, params: PyTree, tokens: In
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=7)
 def _run_passes(decoder: Decoder, search: Sampling, passes: int, params: PyTree,
-                constraint: Constraint, key: Key[Array, ''], rows, cache: PyTree,
+                constraint: Constraint, key: Chance, rows, cache: PyTree,
                 wanted: Bool[Array, ' B']) -> ForcedState:
   """A few passes more; the cache is given up."""
   rows = rows._replace(complete=rows.complete | ~wanted[:, None])

@@ -80,14 +80,14 @@ class Rows(NamedTuple):
 
 
 def score_functions(split: Split, item_titles: Sequence[str], num_cases: int, minutes: float,
-                    store: str | os.PathLike | None = None, **options: Any) -> Rows:
+                    store: str | os.PathLike = '', **options: Any) -> Rows:
   """All classical rows, each with the settings that rank validation users best by NDCG@10.
 
   split: whose training interactions they learn from, and whose cases of validation, at most
   TUNING_USERS of them drawn, choose. item_titles: of items 1..N in order. num_cases: how many cases
   the rows will rank. minutes: of two cores that fitting, choosing and ranking may take, as
   `counted_seconds` counts them. store: a folder in which choices are kept and looked up, see
-  `settings_store`; None for none. options: how the rows will be ranked, as `ranking.rank_cases`
+  `settings_store`; '' for none. options: how the rows will be ranked, as `ranking.rank_cases`
   takes it.
   """
   n_items, train, valid = len(item_titles), split.train, split.valid

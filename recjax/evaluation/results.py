@@ -90,11 +90,11 @@ def _trend(rows: Mapping[str, Mapping], when: np.ndarray | None, seed: int,
            owners: np.ndarray | None) -> dict[str, Any]:
   """{'trend': {row: {metric: its change with each MONTH from the first target on}}}, where data
   have times and the targets lie over more than two of them."""
-  if when is None:
+  if when is None or np.isnat(when).all():
     return {}
   known = ~np.isnat(when)
-  months = (when[known] - when[known].min(initial=np.datetime64('9999', 's'))) / MONTH
-  if not len(months) or months.max() <= 2:
+  months = (when[known] - when[known].min()) / MONTH
+  if months.max() <= 2:
     return {}
   whose = None if owners is None else owners[known]
   return {'trend': {name: {m: dict(zip(('value', 'low', 'high'), statistics.slope(

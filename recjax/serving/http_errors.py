@@ -20,13 +20,13 @@ class RequestError(Exception):
     self.status, self.message, self.headers = status, message, dict(headers or {})
 
 
-def error_body(status: int, message: str) -> dict[str, Any]:
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
   """Returns the body of an error answer.
 
-  status: the HTTP status. message: what is wrong.
+  status: the HTTP status. message: what is wrong. param: the field that is wrong, if it is one.
   """
   kind = ERROR_TYPES.get(status, 'invalid_request_error' if status < 500 else 'server_error')
-  return {'detail': message, 'error': {'message': message, 'type': kind, 'param': None,
+  return {'detail': message, 'error': {'message': message, 'type': kind, 'param': param,
                                        'code': str(status)}}
 
 

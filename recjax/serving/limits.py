@@ -8,21 +8,24 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
-import hmac
 import json
 import logging
+import math
 import re
 import time
 import urllib.parse
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from recjax.serving.api_keys import KeyRing
 from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, error_body
 
 MAX_BODY_BYTES, MAX_LARGE_BODY_BYTES = 1 << 20, 16 << 20
 LARGE_BODY_PATHS = ('/inference', '/ranking')
 MAX_JSON_DEPTH = 32
 BODY_SECONDS = 10.0  # that a client may take to send a body
+OPEN_PATHS = ('/healthz',)  # that need no key
 LOCAL_HOSTS = ('127.0.0.1', 'localhost', '::1')
 SECURITY_HEADERS = {
     'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -40,12 +43,12 @@ log = logging.getLogger('recjax')
 class RequestLimits:
   """What a request must keep to.
 
-  api_key: the secret that every request must carry, '' for none.
+  keys: of which every request must carry one, where there are any, and how often each may ask.
   allowed_hosts: names that requests may be addressed to, () for any.
   max_concurrent: requests at a time.
   body_seconds: seconds that a client may take to send a body.
   """
-  api_key: str = ''
+  keys: KeyRing = dataclasses.field(default_factory=KeyRing)
   allowed_hosts: tuple[str, ...] = ()
   max_concurrent: int = 256
   body_seconds: float = BODY_SECONDS
@@ -75,12 +78,14 @@ class LimitsMiddleware:
 
   async def _http(self, scope, receive, send):
     start, status = time.perf_counter(), CLIENT_CLOSED_REQUEST
+    notes = scope['state'] = {**scope.get('state', {}), 'request_id': uuid.uuid4().hex}
 
     async def send_with_headers(message: dict[str, Any]) -> None:
       nonlocal status
       if message['type'] == 'http.response.start':
         status = message['status']
-        message['headers'] = with_security_headers(message['headers'])
+        message['headers'] = [*with_security_headers(message['headers']),
+                              (b'x-request-id', notes['request_id'].encode())]
       await send(message)
     self.running += 1
     try:
@@ -109,13 +114,18 @@ class LimitsMiddleware:
         urllib.parse.urlsplit(f'//{host}').hostname not in limits.allowed_hosts):
       raise RequestError(421, 'this server does not answer for that host name')
     origin = headers.get('origin')
-    if scope['method'] not in ('GET', 'HEAD', 'OPTIONS') and origin is not None and (
-        urllib.parse.urlsplit(origin).netloc != host):
+    if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
       raise RequestError(403, 'requests of other web sites are not taken')
-    if limits.api_key and not hmac.compare_digest(
-        request_key(headers).encode(), limits.api_key.encode()):
+    if scope['path'] in OPEN_PATHS:
+      return
+    name = limits.keys.name_of(request_key(headers))
+    if name is None:
       raise RequestError(401, 'a key is needed: Authorization: Bearer KEY',
                          {'WWW-Authenticate': 'Basic realm="recjax", charset="UTF-8"'})
+    scope['state']['key'] = name
+    if wait := limits.keys.wait_of(name):
+      raise RequestError(429, 'too many requests of this key; try again later',
+                         {'Retry-After': str(math.ceil(wait))})
 
   async def _read_body(self, scope, receive):
     """Reads the whole body, which keeps slow clients out of the application. -> receive"""

@@ -1,5 +1,5 @@
 """Metrics of a running server in the form that Prometheus reads."""
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import prometheus_client
@@ -13,6 +13,7 @@ class Metrics:
   """The metrics of one server, in a registry of their own.
 
   interests: counter of interests found, by source. catalog_reloads: counter of reloads, by outcome.
+  impressions_lost: counter of answers that could not be written down.
   """
 
   def __init__(self):
@@ -36,6 +37,15 @@ class Metrics:
         registry=self.registry)
     self.catalog_reloads = prometheus_client.Counter(
         'recjax_catalog_reloads', 'Catalogs read anew', ('outcome',), registry=self.registry)
+    self.impressions_lost = prometheus_client.Counter(
+        'recjax_impressions_lost', 'Answers that could not be written to the database of events',
+        registry=self.registry)
+    self._events = prometheus_client.Counter(
+        'recjax_events', 'Events of users that came, those sent again too', ('type',),
+        registry=self.registry)
+    self._event_write_seconds = prometheus_client.Histogram(
+        'recjax_event_write_seconds', 'Time a transaction of events took', buckets=SECONDS_BUCKETS,
+        registry=self.registry)
 
   def observe_request(self, scope: Mapping[str, Any], status: int, seconds: float) -> None:
     """Counts one request. Paths that no route has are one label, so that labels stay few.
@@ -52,6 +62,16 @@ class Metrics:
     seconds: that it took."""
     self._batch_size.labels(kind, model).observe(size)
     self._batch_seconds.labels(kind, model).observe(seconds)
+
+  def observe_event_batch(self, size: int, seconds: float) -> None:
+    """Counts one transaction of events. size: requests in it. seconds: that it took."""
+    self._batch_size.labels('events', '').observe(size)
+    self._event_write_seconds.observe(seconds)
+
+  def count_events(self, types: Iterable[str]) -> None:
+    """Counts events that came. types: one a piece."""
+    for kind in types:
+      self._events.labels(kind).inc()
 
   def add_gauge(self, name: str, description: str, value: Callable[[], float]) -> None:
     """Adds a figure that is computed when somebody asks.

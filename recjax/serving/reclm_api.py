@@ -4,7 +4,7 @@ POST /inference and /ranking take what the teacher of RecLM's release is sent
 (https://github.com/microsoft/RecAI, folder RecLM-cgen). Every list is answered, in order.
 """
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fastapi
@@ -34,28 +34,36 @@ class ReclmRequest(pydantic.BaseModel):
   target_category: list[str] | None = None
 
 
-def add_routes(app: fastapi.FastAPI, top_items: TopItems, catalog: Catalog) -> None:
+def add_routes(app: fastapi.FastAPI, current: Callable[[], tuple[TopItems, Catalog]]) -> None:
   """Adds the routes to `app`.
 
-  top_items: as `evaluation.recommender.CatalogRecommender` has it. catalog: its items.
+  current: gives what answers now: `top_items` as `evaluation.recommender.CatalogRecommender` has
+  it, and its items.
   """
-  ranker, lock = ReclmRanker(top_items, catalog), threading.Lock()
+  lock, newest = threading.Lock(), ReclmRanker(*current())
+
+  def ranker() -> ReclmRanker:
+    nonlocal newest
+    top_items, catalog = current()
+    if top_items != newest.top_items or catalog is not newest.catalog:
+      newest = ReclmRanker(top_items, catalog)
+    return newest
 
   @app.post('/inference')
   def inference(request: ReclmRequest):
     with lock:
-      return ranker.infer(request)
+      return ranker().infer(request)
 
   @app.post('/ranking')
   def ranking(request: ReclmRequest):
     with lock:
-      return {'ranking': ranker.rank(request)}
+      return {'ranking': ranker().rank(request)}
 
 
 class ReclmRanker:
   """Answers requests by a recommender of item indices.
 
-  top_items, catalog: as `add_routes` takes them.
+  top_items, catalog: as `current` of `add_routes` gives them.
   """
 
   def __init__(self, top_items: TopItems, catalog: Catalog):

@@ -17,6 +17,7 @@ from recjax.errors import ConfigError
 from recjax.evaluation.recommender import CatalogRecommender, as_recommender
 from recjax.serving.batcher import Batcher
 from recjax.serving.catalog_snapshot import CatalogSnapshot, CatalogVersions
+from recjax.serving.user_histories import TrainingHistories
 
 BATCH_SIZES = (1, 8, 64)  # histories of a call, padded up
 TOP_KS = (20, 100)  # items of an answer, padded up, as few as suffice
@@ -60,19 +61,23 @@ class ServedModel:
   whether requests are answered together. on_batch: called with (kind, name, size, seconds) after
   each call.
   tags: {item id: [(tag, weight)]} of a BETag run, or None. purchases: of the data set, or None.
+  training_histories: of the users of the data set; without them nobody is known.
 
-  is_ready: whether its programs are compiled. failure: why they could not be, '' where they could.
-  batch_sizes: of its calls. batch_seconds: {size: how long a call takes}, as `warm_up` measures it.
+  opened: when, seconds since 1970. is_ready: whether its programs are compiled. failure: why they
+  could not be, '' where they could. batch_sizes: of its calls. batch_seconds: {size: how long a
+  call takes}, as `warm_up` measures it.
   """
 
   def __init__(self, name: str, method: str, recommender: CatalogRecommender,
                catalogs: CatalogVersions, chat_model: Any = None, batched: bool = True,
                on_batch: Callable[[str, str, int, float], None] | None = None,
                tags: Mapping[str, Sequence[tuple[str, float]]] | None = None,
-               purchases: Purchases | None = None):
+               purchases: Purchases | None = None,
+               training_histories: TrainingHistories | None = None):
     self.name, self.method, self.catalogs = name, method, catalogs
     self.recommender, self.chat_model = recommender, chat_model
     self.tags, self.purchases = tags, purchases
+    self.training_histories = training_histories or TrainingHistories(None)
     max_batch = recommender.max_batch or (
         BATCH_SIZES[-1] if recommender.masks_by_row else LLM_BATCH_SIZE)
     self.batch_sizes = tuple(s for s in BATCH_SIZES if s <= max_batch) if batched else (1,)
@@ -85,7 +90,8 @@ class ServedModel:
     self.chat_batcher = chat_model and Batcher(
         chat_model, CHAT_BATCH_SIZE if batched else 1, MAX_WAITING_CHATS, name=f'chat {name}',
         on_batch=functools.partial(on_batch, 'chat', name), settles_early=True)
-    self.is_ready, self.failure = False, ''
+    self.opened, self.is_ready, self.failure = time.time(), False, ''
+    self._warm_start, self._warm_done, self._warm_steps = 0.0, 0, 0
 
   @property
   def snapshot(self) -> CatalogSnapshot:
@@ -163,28 +169,54 @@ class ServedModel:
   def warm_up(self) -> None:
     """Compiles what requests need before they come, and measures how long calls take.
 
-    What goes wrong is logged and stands in `failure`.
+    What goes wrong is logged and stands in `failure`; how far it is in `warm_up_state`.
     """
-    start, all_allowed = time.monotonic(), np.ones(len(self.snapshot), bool)
+    self._warm_start = start = time.monotonic()
     try:
-      title_lengths = [len(self.snapshot.title(i)) for i in range(1, len(self.snapshot) + 1)]
-      long = (np.argsort(title_lengths)[-20:] + 1).tolist()  # later prompts are padded to the first
-      histories = [long, long[:3]] if self.uses_llm else [[1] * n for n in WARM_UP_LENGTHS]
-      for size in self.batch_sizes:
-        for history in histories:
-          for k in TOP_KS if len(history) == 1 else TOP_KS[:1]:
-            self.answer([RecommendQuery(history, k, all_allowed)] * size)
-        last = [RecommendQuery(histories[-1], TOP_KS[0], all_allowed)] * size
-        self.batch_seconds[size] = min(
-            timeit.repeat(functools.partial(self.answer, last), number=1, repeat=3))
-      if self.chat_model is not None:
-        self.chat_model.warm()
+      steps = self._warm_up_steps()
+      for self._warm_done, step in enumerate(steps):
+        self._warm_steps = len(steps)
+        step()
     except Exception as error:
       log.exception('%s does not work', self.name)
       self.failure = f'{self.name}: {error}'
       return
     self.is_ready = True
     log.info('%s is ready after %.1f s', self.name, time.monotonic() - start)
+
+  def _warm_up_steps(self) -> list[Callable[[], Any]]:
+    """What `warm_up` does, a call each."""
+    all_allowed = np.ones(len(self.snapshot), bool)
+    title_lengths = [len(self.snapshot.title(i)) for i in range(1, len(self.snapshot) + 1)]
+    long = (np.argsort(title_lengths)[-20:] + 1).tolist()  # later prompts are padded to the first
+    histories = [long, long[:3]] if self.uses_llm else [[1] * n for n in WARM_UP_LENGTHS]
+
+    def measure(size: int) -> None:
+      last = [RecommendQuery(histories[-1], TOP_KS[0], all_allowed)] * size
+      self.batch_seconds[size] = min(
+          timeit.repeat(functools.partial(self.answer, last), number=1, repeat=3))
+    steps: list[Callable[[], Any]] = []
+    for size in self.batch_sizes:
+      for history in histories:
+        for k in TOP_KS if len(history) == 1 else TOP_KS[:1]:
+          queries = [RecommendQuery(history, k, all_allowed)] * size
+          steps.append(functools.partial(self.answer, queries))
+      steps.append(functools.partial(measure, size))
+    if self.chat_model is not None:
+      steps.append(self.chat_model.warm)
+    return steps
+
+  def warm_up_state(self) -> str:
+    """Returns why the model does not answer yet, or never will; '' where it does."""
+    if self.is_ready or self.failure:
+      return self.failure
+    if not self._warm_steps:
+      return f'{self.name}: waits to be compiled'
+    seconds = time.monotonic() - self._warm_start
+    left = (f', about {seconds / self._warm_done * (self._warm_steps - self._warm_done):.0f} s left'
+            if self._warm_done else '')
+    return (f'{self.name}: compiles, step {self._warm_done + 1} of {self._warm_steps}, for '
+            f'{seconds:.0f} s{left}')
 
   def close(self, timeout: float) -> None:
     """Answers what waits and takes no more. timeout: seconds that each queue has."""
@@ -238,36 +270,63 @@ def co_purchased(purchases: Purchases | None, item: int, history: Iterable[int],
   return [(other, shared) for _, other, shared in scored[:limit]]
 
 
-def open_models(workdirs: Iterable[str | os.PathLike], chat_data: Sequence[str] = (),
-                items_file: str | os.PathLike | None = None, batched: bool = True,
-                on_batch: Callable[[str, str, int, float], None] | None = None,
-                later: str | os.PathLike | None = None) -> dict[str, ServedModel]:
-  """Opens finished runs; those on the same data share a catalog.
+class ModelOpener:
+  """Opens finished runs; those on the same data share a catalog, and users' histories.
 
-  workdirs: their folders. chat_data: further data sets that chat models recommend from. items_file:
-  the items as they are now, as CatalogVersions takes it. batched, on_batch: as ServedModel takes
-  them. later: a data set that carries on that of every run, as `recommend.load` takes it.
+  chat_data: further data sets that chat models recommend from. items_file: the items as they are
+  now, as CatalogVersions takes it. batched, on_batch: as ServedModel takes them. later: a data set
+  that carries on that of every run, as `recommend.load` takes it.
+  """
+
+  def __init__(self, chat_data: Sequence[str] = (), items_file: str | os.PathLike | None = None,
+               batched: bool = True,
+               on_batch: Callable[[str, str, int, float], None] | None = None,
+               later: str | os.PathLike | None = None):
+    self.chat_data, self.items_file, self.later = chat_data, items_file, later
+    self.batched, self.on_batch = batched, on_batch
+    self._shared: dict[str, tuple[CatalogVersions, Purchases | None, TrainingHistories]] = {}
+
+  def open(self, workdir: str | os.PathLike) -> ServedModel:
+    """Returns the run in the folder `workdir` as it is now. Raises UserError."""
+    module, dataset = recommend.open_data(workdir, self.later)
+    if dataset.fingerprint not in self._shared:
+      counts, purchases = count_purchases(dataset)
+      self._shared[dataset.fingerprint] = (
+          CatalogVersions(dataset.catalog, counts, self.items_file), purchases,
+          TrainingHistories(dataset))
+    catalogs, purchases, histories = self._shared[dataset.fingerprint]
+    with run_files.opening(workdir), settings.reading(workdir):
+      recommender, chat_model, tags = open_run(module, workdir, self.chat_data, self.later)
+    return ServedModel(
+        name_of(workdir), module.__name__.rsplit('.', 1)[-1],
+        as_recommender(recommender, dataset.catalog), catalogs, chat_model, self.batched,
+        self.on_batch, tags, purchases, histories)
+
+
+def name_of(workdir: str | os.PathLike) -> str:
+  """Returns what clients call the run in the folder `workdir`."""
+  return str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
+
+
+def open_models(workdirs: Iterable[str | os.PathLike], opener: ModelOpener | None = None,
+                log: Callable[[str], Any] = lambda text: None, **options: Any
+                ) -> dict[str, ServedModel]:
+  """Opens finished runs.
+
+  workdirs: their folders. opener: what opens them; without it one of these `options`. log: is told
+  which one is read.
 
   Returns {name: model} in order. Raises ConfigError where two folders have one name.
   """
   models: dict[str, ServedModel] = {}
-  shared_by_data: dict[str, tuple[CatalogVersions, Purchases | None]] = {}
-  for workdir in workdirs:
-    module, dataset = recommend.open_data(workdir, later)
-    name = str(workdir).rstrip('/').rsplit('/', 1)[-1] or str(workdir)
+  opener, workdirs = opener or ModelOpener(**options), list(workdirs)
+  for number, workdir in enumerate(workdirs, 1):
+    name = name_of(workdir)
     if name in models:
       raise ConfigError(f'two folders are called {name!r}, which clients could not tell apart; '
                         'rename one')
-    if dataset.fingerprint not in shared_by_data:
-      counts, purchases = count_purchases(dataset)
-      catalogs = CatalogVersions(dataset.catalog, counts, items_file)
-      shared_by_data[dataset.fingerprint] = catalogs, purchases
-    catalogs, purchases = shared_by_data[dataset.fingerprint]
-    with run_files.opening(workdir), settings.reading(workdir):
-      recommender, chat_model, tags = open_run(module, workdir, chat_data, later)
-    models[name] = ServedModel(
-        name, module.__name__.rsplit('.', 1)[-1], as_recommender(recommender, dataset.catalog),
-        catalogs, chat_model, batched, on_batch, tags, purchases)
+    log(f'reading {name}, {number} of {len(workdirs)}')
+    models[name] = opener.open(workdir)
   return models
 
 
@@ -276,7 +335,7 @@ def open_run(module: ModuleType, workdir: str | os.PathLike, chat_data: Sequence
   """Returns what a run recommends and chats with, and the tags of its items; the last two may be
   None.
 
-  module: the package of its method. workdir, chat_data, later: as `open_models` takes them.
+  module: the package of its method. workdir, chat_data, later: as `ModelOpener` takes them.
   """
   if hasattr(module, 'faces'):
     recommender, chat_model = module.faces(workdir, chat_data, later)

@@ -2,17 +2,20 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import logging
 import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from recjax.errors import ConfigError
 from recjax.serving import app as apps
 from recjax.serving import limits, served_model
+from recjax.serving.events import EventStore
 from recjax.serving.prometheus import Metrics
 from recjax.serving.service import RecommendationService, ServerSettings
 
@@ -29,14 +32,11 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
   """Serves finished runs until SIGTERM or SIGINT.
 
   workdirs: their folders. settings: how; its key is read from RECJAX_API_KEY. chat_data,
-  items_file, later: as `served_model.open_models` takes them. log: prints a line, as `print` does.
+  items_file, later: as `served_model.ModelOpener` takes them. log: prints a line, as `print` does.
 
   Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
-  key = os.environ.get(KEY_ENV, '').strip()
-  if not key.isascii() or not key.isprintable():
-    raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
-                      'characters')
+  key = key_of_environment()
   import uvicorn  # noqa: F401  if it is missing, before models are read, which takes a while
   logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
                       format='%(asctime)s %(levelname)s %(message)s')
@@ -45,18 +45,36 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(one) for one in bind_sockets(settings)]  # as early as that, too
     metrics = Metrics()
-    models = served_model.open_models(folders, chat_data, items_file,
-                                      on_batch=metrics.observe_batch, later=later)
+    opener = served_model.ModelOpener(chat_data, items_file, on_batch=metrics.observe_batch,
+                                      later=later)
+    models = served_model.open_models(folders, opener, functools.partial(log, flush=True))
     for line in served_model.describe_models(models, folders):
       log(line)
-    service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics)
-    if not key and settings.host not in limits.LOCAL_HOSTS:
+    store = EventStore(settings.events)
+    log(f'events are in {store.name}' if settings.events else
+        'events are forgotten when the server ends')
+    service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics,
+                                    store)
+    service.reopen = {name: functools.partial(opener.open, folder)
+                      for name, folder in zip(models, folders)}
+    if not service.keys.keys and settings.host not in limits.LOCAL_HOSTS and (
+        not settings.unix_socket):
       log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
     listen(service, log, sockets)
 
 
+def key_of_environment() -> str:
+  """Returns the key that RECJAX_API_KEY holds, '' for none. Raises ConfigError for one that cannot
+  be used."""
+  key = os.environ.get(KEY_ENV, '').strip()
+  if not key.isascii() or not key.isprintable():
+    raise ConfigError(f'the environment variable {KEY_ENV} does not hold a key: it has special '
+                      'characters')
+  return key
+
+
 def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
-  """Returns sockets bound to every address of `settings.host`.
+  """Returns sockets bound to every address of `settings.host`, or to `settings.unix_socket`.
 
   settings: host and port. Raises ConfigError where an address cannot be had, or a setting is out of
   its range.
@@ -67,6 +85,8 @@ def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
   if settings.max_concurrent < 1 or not 0 < settings.answer_seconds < float('inf'):
     raise ConfigError(f'--most={settings.max_concurrent} and '
                       f'--timeout={settings.answer_seconds:g}: both must be above 0')
+  if settings.unix_socket:
+    return [bind_unix_socket(settings.unix_socket)]
   try:
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
   except (socket.gaierror, UnicodeError) as error:
@@ -100,6 +120,31 @@ def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
     raise failure or OSError(errno.EADDRNOTAVAIL, 'no address')
 
 
+def bind_unix_socket(path: str) -> socket.socket:
+  """Returns a socket that this user and group may open at `path`; one that a killed server left is
+  replaced. Raises ConfigError where it cannot be, or another program listens there."""
+  one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+  try:
+    if os.path.exists(path):
+      if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ConfigError(f'--unix-socket={path}: a file stands there that is no socket; name '
+                          'another path')
+      with contextlib.suppress(ConnectionRefusedError), (
+          socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as other:
+        other.connect(path)
+        raise ConfigError(f'--unix-socket={path}: another program listens there; name another path')
+      os.unlink(path)
+    one.bind(path)
+    os.chmod(path, 0o660)
+  except (OSError, ConfigError) as error:
+    one.close()
+    if isinstance(error, ConfigError):
+      raise
+    raise ConfigError(f'--unix-socket={path}: {error.strerror or error}; name a path in a folder '
+                      'that can be written, of at most 100 characters') from error
+  return one
+
+
 @contextlib.contextmanager
 def address_errors(settings: ServerSettings, sockets: Iterable[socket.socket]) -> Iterator[None]:
   """Turns what the system says of an address into ConfigError; the sockets are closed then.
@@ -122,16 +167,31 @@ def address_errors(settings: ServerSettings, sockets: Iterable[socket.socket]) -
         error.errno or 0, f'--host={host} --port={port}: {error.strerror or error}')) from error
 
 
-def build_server(service: RecommendationService, warm_up: bool = True) -> Any:
+def build_server(service: RecommendationService, warm_up: bool = True,
+                 log: Callable[..., None] = print) -> Any:
   """Returns the uvicorn.Server of a service.
 
-  service: what answers. warm_up: whether its models are warmed up now.
+  service: what answers. warm_up: whether its models are warmed up now. log: prints a line, as
+  `print` does.
+  """
+  server = uvicorn_server(apps.create_app(service), service, log)
+  if warm_up:
+    served_model.warm_up_all(service.models)
+  return server
+
+
+def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
+                   log: Callable[..., None], lifespan: Literal['on', 'off'] = 'off') -> Any:
+  """Returns the uvicorn.Server of an application.
+
+  app: what it serves. service: what is behind it. log: prints a line, as `print` does. lifespan:
+  'on' where the application wants to be started and ended.
   """
   import uvicorn
   settings = service.settings
   config = uvicorn.Config(
-      apps.create_app(service), settings.host, settings.port, http='h11', ws='none',
-      lifespan='off', log_level='warning', access_log=False, server_header=False,
+      app, settings.host, settings.port, http='h11', ws='none',
+      lifespan=lifespan, log_level='warning', access_log=False, server_header=False,
       timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG,
       limit_concurrency=CONNECTIONS_PER_REQUEST * settings.max_concurrent,
       timeout_graceful_shutdown=SHUTDOWN_SECONDS)
@@ -142,9 +202,10 @@ def build_server(service: RecommendationService, warm_up: bool = True) -> Any:
 
     def handle_exit(self, sig: int, frame: Any) -> None:
       self.force_exit = self.should_exit and sig == signal.SIGINT
+      if not self.should_exit:
+        log(f'{signal.Signals(sig).name}: no new connections; what is under way '
+            f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
       service.is_closing = self.should_exit = True
-  if warm_up:
-    served_model.warm_up_all(service.models)
   return Server(config)
 
 
@@ -156,14 +217,20 @@ def listen(service: RecommendationService, log: Callable[..., None] = print,
   without them. Raises ConfigError where another program took the port meanwhile.
   """
   settings = service.settings
-  sockets, server = sockets or bind_sockets(settings), build_server(service, warm_up=False)
+  sockets, server = sockets or bind_sockets(settings), build_server(service, False, log)
   for one in sockets:
     with address_errors(settings, sockets):  # who began meanwhile may have the port
       one.listen(BACKLOG)
   served_model.warm_up_all(service.models)
-  host = f'[{settings.host}]' if ':' in settings.host else settings.host
-  url = f'http://{host}:{sockets[0].getsockname()[1]}'
-  log(f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API',
-      flush=True)
+  if settings.unix_socket:
+    log(f'the API is at the socket {settings.unix_socket}', flush=True)
+  else:
+    host = f'[{settings.host}]' if ':' in settings.host else settings.host
+    url = f'http://{host}:{sockets[0].getsockname()[1]}'
+    log(f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API',
+        flush=True)
   server.run(sockets)
+  if settings.unix_socket:
+    os.unlink(settings.unix_socket)
   service.close()
+  log('ended; all that was asked is answered', flush=True)

@@ -163,10 +163,10 @@ class TableTest(parameterized.TestCase):
       self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))
 
   def test_mistakes_in_the_mapping_are_named(self):
-    path = self.interactions('buyer,thing,when,stars')
-    for columns, why in (('', r'log.csv: which column is the user\?.*buyer, thing.*--columns'),
-                         ('user=buyers', "no column 'buyers'; it has buyer, thing"),
-                         ('user', 'OURS=THEIRS'), ('users=buyer', "'users' is none of")):
+    path = self.interactions('person,thing,when,stars')
+    for columns, why in (('', r'log.csv: which column is the user\?.*person, thing.*--columns='),
+                         ('user=persons', "no column 'persons'; it has person, thing"),
+                         ('user', 'OURS=THEIRS'), ('users=person', "'users' is none of")):
       with self.assertRaisesRegex(ConfigError, why):
         table.source(path, columns=columns)
     with self.assertRaisesRegex(ConfigError, r'which column is the item\?.*--item-columns'):

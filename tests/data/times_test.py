@@ -41,7 +41,9 @@ class TimesTest(parameterized.TestCase):
       ('2024-01-31T01:00:00+01:00[Europe/Paris]', 'iso', 1, AT),
       (f'{AT},5', 's', 1000, AT * 1000 + 500), ('2024/1/31', 'iso', 1, AT),
       (DAY, 'iso', 1, AT), (DAY.date(), 'iso', 1, AT),
-      ('31.01.2024', 'd/m/y', 1, AT), ('31/1/2024 13:30', 'd/m/y', 1, AT + 48600),
+      ('31.01.2024', 'd/m/y', 1, AT), ('31.1.24 13:30', 'd/m/y', 1, AT + 48600),
+      ('31-JAN-24', 'words', 1, AT), ('Jan-31-2024 01:30', 'words', 1, AT + 5400),
+      ('31/1/2024 13:30', 'd/m/y', 1, AT + 48600),
       ('01/31/2024', 'm/d/y', 1, AT), ('1/31/2024 1:30 PM', 'm/d/y', 1, AT + 48600),
       ('1/31/2024 12:00:00 AM', 'm/d/y', 1, AT), ('Jan 31, 2024', 'words', 1, AT),
       ('31 January 2024 01:30', 'words', 1, AT + 5400), ('31-Jan-2024', 'words', 1, AT),
@@ -115,7 +117,8 @@ class TimesTest(parameterized.TestCase):
         clock.read('13/13/2024')
 
   def test_what_is_no_time_is_refused(self):
-    for values in (['soon', 'later'], ['10:00', '11:00'], ['31.12.24', '01.01.25']):
+    for values in (['soon', 'later'], ['10:00', '11:00'], ['12/31/24', '01/01/25'],
+                   ['24-12-31', '25-01-01']):
       with self.assertRaisesRegex(DataError, r'line 2, 3.*--time-format'):
         decide(values)
     with self.assertRaisesRegex(DataError, 'holds no times.*--order=file'):

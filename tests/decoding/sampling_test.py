@@ -35,6 +35,41 @@ class NoiseTest(absltest.TestCase):
     )  # whatever the batch
 
 
+class OwnDrawsTest(absltest.TestCase):
+
+  def test_each_request_is_drawn_as_it_is_alone(self):
+    """Seeds and temperatures of a batch, in one program, against a program each."""
+    rng = np.random.default_rng(0)
+    first, table = jnp.asarray(rng.normal(size=(6, 9))), jnp.asarray(rng.normal(size=(9, 9)))
+    seeds, temperatures = [3, 3, 2**31, 0, 7, 3], [0.7, 0.7, 2.0, 0.0, 0.01, 0.0]
+    compiled = []
+
+    def run(first, search, key):
+      compiled.append(search)
+      return sample(BoundDecoder(lambda tokens, cache, t: (table[tokens], cache)), (), first,
+                    Unconstrained((4,)), search, key)
+    run = jax.jit(run, static_argnums=1)
+    search = Sampling(2, 8, 1.0, top_p=0.9)
+    together = run(first, search, sampling.own_draws(seeds, temperatures))
+    for row, (seed, temperature) in enumerate(zip(seeds, temperatures)):
+      alone = run(first[row:row + 1], Sampling(2, 8, temperature, top_p=0.9), jax.random.key(seed))
+      np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+      np.testing.assert_allclose(together.scores[row], alone.scores[0], rtol=1e-6)
+    self.assertGreater(len({tuple(r) for r in together.tokens.reshape(-1, 8).tolist()}), 6)
+    before = len(compiled)
+    others = run(first, search, sampling.own_draws([1] * 6, [0.123, 1.5, 0.9, 0.31, 0, 0]))
+    self.assertLen(compiled, before)  # other values are no other program
+    self.assertFalse((others.tokens == together.tokens).all())
+
+  def test_a_warm_request_leaves_greedy_ones_greedy(self):
+    first = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5)))
+    step = lambda tokens, cache, t: (first[0][None, None] + tokens[..., None], cache)  # noqa: E731
+    found = sample(BoundDecoder(step), (), first, Unconstrained(), Sampling(1, 4, 1.0),
+                   sampling.own_draws([5, 6, 7], [0, 3.0, 0]))
+    greedy_tokens, _ = greedy(step, first, 4)
+    np.testing.assert_array_equal(found.tokens[::2, 0], greedy_tokens[::2])
+
+
 class GreedyTest(absltest.TestCase):
 
   def test_takes_the_likeliest_token_and_pads_after_the_end(self):

@@ -246,7 +246,7 @@ class GraphTest(absltest.TestCase):
 class ChoiceTest(absltest.TestCase):
 
   def rows(self, item_titles=('a b', 'b c', 'c d', 'd a', 'e'), valid=CASES, minutes=5.0,
-           store=None, train=None, **options):
+           store='', train=None, **options):
     return classical.score_functions(Split(train or timed(), valid, CASES, ''), item_titles,
                                      len(CASES), minutes, store, **options)
 
@@ -318,7 +318,7 @@ class ChoiceTest(absltest.TestCase):
     split = Split(timed(), CASES, CASES, '', splits.prefixes(timed(), np.array([2, 2, 2, 1, 1])))
     store = self.create_tempdir().full_path
     made = [classical.score_functions(split, [f'a{i}' for i in range(N)], len(CASES), 5.0, where)
-            for where in (None, store, store)]
+            for where in ('', store, store)]
     for row in made[0].scores:
       for other in made[1:]:
         np.testing.assert_array_equal(*(scores(m.scores[row], 1, 2) for m in (made[0], other)))

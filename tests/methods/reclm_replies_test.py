@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from recjax.data.dataset import Catalog
 from recjax.errors import ConfigError
-from recjax.methods.reclm import chat_batcher, conversation, prompts
+from recjax.methods.reclm import chat_batcher, conversation, prompts, stop_words
 from tests.long import long
 from tests.methods.reclm_test import TEMPLATE, TITLES, eager, one_device
 
@@ -69,6 +69,40 @@ class TellTest(parameterized.TestCase):
     self.assertTrue(whole.text.startswith(cut.text))
     left, stays = some([said(gone=lambda: True), said()])
     self.assertEqual((left.tokens_out, stays), (1, whole))
+
+  def test_stop_words_end_a_reply(self):
+    """At every place of a reply: the text is cut there, or before the title there; nothing that is
+    told is taken back; and the model writes no further."""
+    some = replier()
+    whole, = some([said(least=1, tokens=40)])
+    spans = stop_words.title_spans(whole.text, whole.titles)
+    self.assertNotEmpty(spans)
+    places = [place for place in range(1, len(whole.text) - 3)
+              if whole.text.find(whole.text[place:place + 3]) == place][::3]
+    for start in range(0, len(places), 8):
+      stops = [(whole.text[place:place + 3], '\0') for place in places[start:start + 8]]
+      told = [[] for _ in stops]
+      found = some([said(least=1, tokens=40, stop=stop, tell=texts.append)
+                    for stop, texts in zip(stops, told)])
+      for place, stop, texts, answer in zip(places[start:], stops, told, found):
+        title = next((a for a, b in spans if a < place < b), place)
+        self.assertEqual(answer.text, whole.text[:title])
+        self.assertEqual(answer.items, whole.items[:sum(b <= title for _, b in spans)])
+        self.assertTrue(answer.complete)
+        self.assertNotIn(stop[0], answer.text)
+        for text, longer in zip(texts, [*texts[1:], answer.text]):
+          self.assertEqual(longer[:len(text)], text)
+      if start == 0:
+        self.assertLess(found[0].tokens_out, whole.tokens_out)
+
+  def test_a_seed_and_a_temperature_count_as_they_do_alone(self):
+    some = replier()
+    asked = [said(seed=seed, temperature=warmth, tokens=12)
+             for seed, warmth in ((1, 0.8), (2, 0.8), (1, 0.8), (1, 0.0), (1, 1.7))]
+    found = some(asked)
+    self.assertEqual(found[0], found[2])
+    self.assertEqual([some([one])[0] for one in asked], found)
+    self.assertGreater(len({answer.text for answer in found}), 2)
 
   def test_enough_ends_a_reply(self):
     some, told = replier(), []

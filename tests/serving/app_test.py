@@ -71,13 +71,18 @@ class RecommendTest(parameterized.TestCase):
     self.assertEqual((first['id'], first['title'], first['price']), ('i4', 'blue kettle 4', 4.5))
     self.assertEqual(first['why']['tags'], ['tall', 'red'])
     self.assertEqual(self.ask().json()['source'], 'popularity')
+    found = self.ask(allow=['i3', 'nix', 7]).json()
+    self.assertEqual((found['unknown'], found['unknown_allow']), ([], ['nix', '7']))
 
   @parameterized.parameters(
       (dict(k=0), 422, 'greater'), (dict(k=101), 422, 'less'), (dict(k='x'), 422, 'integer'),
       (dict(model='no'), 404, 'ring, talk'), (dict(category='no'), 422, 'kitchen'),
       (dict(histroy=[]), 422, 'histroy'), (dict(history=[[]]), 422, 'history'),
       (dict(history=['i1'] * 10_001), 422, '10000'), (dict(history=['x' * 501]), 422, '500'),
-      (dict(history=[True]), 422, 'history'), (dict(history=None), 422, 'history'))
+      (dict(history=[True]), 422, 'history'),
+      (dict(k='5'), 422, 'k'), (dict(k=True), 422, 'k'),
+      (dict(why=0), 422, 'why'), (dict(exclude_seen='yes'), 422, 'exclude_seen'),
+      (dict(history=None), 422, 'history'))
   def test_refusals(self, body, status, what):
     answer = self.ask(**body)
     self.assertEqual(answer.status_code, status, answer.text)
@@ -139,7 +144,10 @@ class LimitsTest(parameterized.TestCase):
         'X-API-Key': 'secret'}).json()['paths'].items() for m in methods]
     self.assertGreater(len(routes), 15)
     routes += [('get', p) for p in ('/', '/docs', '/static/shop.js', '/openapi.json', '/none')]
+    self.assertEqual(http.get('/healthz').status_code, 200)  # alone
     for method, path in routes:
+      if path == '/healthz':
+        continue
       for heads in ({}, {'Authorization': 'Bearer secre'}, {'X-API-Key': ''},
                     {'Authorization': 'Basic !'}, {'Authorization': 'Bearer secret\xe9'.encode(
                         'latin1')}):
@@ -183,6 +191,7 @@ class LimitsTest(parameterized.TestCase):
                           ({'Origin': 'http://127.0.0.1'}, 200), ({'Host': 'evil.example'}, 421)):
       answer = http.post('/v1/recommend', json={}, headers=heads)
       self.assertEqual(answer.status_code, status, heads)
+      self.assertEqual(http.get('/v1/models', headers=heads).status_code, status, heads)
 
   def test_a_full_house(self):
     hold = fake_service.Hold()

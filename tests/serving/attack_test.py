@@ -34,17 +34,19 @@ class GuardTest(absltest.TestCase):
       asked = urllib.request.Request(f'{url}/openapi.json', headers={'X-API-Key': 'secret'})
       with urllib.request.urlopen(asked) as answer:
         routes = [f'{m.upper()} {path}' for path, methods in json.load(answer)['paths'].items()
-                  for m in methods]
+                  for m in methods if path != '/healthz']
       self.assertGreater(len(routes), 15)
       more = ('HEAD /', 'GET /docs', 'TRACE /v1/models', 'OPTIONS /v1/recommend', 'GET /none',
-              'GET /static/shop.js', 'GET http://127.0.0.1/healthz', 'GET /healthz?key=secret')
+              'GET /static/shop.js', 'GET http://127.0.0.1/readyz', 'GET /readyz?key=secret',
+              'GET /healthz/', 'GET //healthz')
       for line, key in itertools.product((*routes, *more), (
           'X-Nothing: secret', 'Authorization: Bearer Secret', 'Authorization: Bearer',
           'X-API-Key: secret2', 'Authorization: Basic c2VjcmV0')):
         status, found = raw(url, line, key)
         self.assertEqual(status, 401, (line, key))
         self.assertNotIn(b'secret', found)
-      self.assertEqual(raw(url, 'GET /healthz', 'Authorization: bearer secret')[0], 200)
+      self.assertEqual(raw(url, 'GET /readyz', 'Authorization: bearer secret')[0], 200)
+      self.assertEqual(raw(url, 'GET /healthz')[0], 200)
 
   def test_paths_lead_nowhere_else(self):
     with fake_service.listening(fake_service.service()) as url:

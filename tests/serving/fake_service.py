@@ -11,6 +11,7 @@ import numpy as np
 from recjax.data.dataset import Catalog
 from recjax.errors import DataError
 from recjax.evaluation import ranking
+from recjax.methods.reclm import stop_words
 from recjax.serving import server
 from recjax.serving.catalog_snapshot import CatalogVersions
 from recjax.serving.served_model import ServedModel
@@ -34,6 +35,12 @@ def follow(items, offsets):
   return -((np.arange(1, N + 1)[None] - last[:, None] - 1) % N).astype(np.float32)
 
 
+def precede(items, offsets):
+  """As `follow`, the other way round."""
+  last = np.array([items[e - 1] if e > b else 1 for b, e in zip(offsets, offsets[1:])])
+  return -((last[:, None] - np.arange(1, N + 1)[None] - 1) % N).astype(np.float32)
+
+
 @dataclasses.dataclass
 class Said:
   """As reclm.chat_batcher.ChatRequest."""
@@ -47,6 +54,7 @@ class Said:
   seed: int
   tell: Callable | None
   gone: Callable
+  stop: tuple = ()
 
 
 @dataclasses.dataclass
@@ -73,6 +81,7 @@ class Talker:
   def one(self, said):
     item = (said.history[-1] if said.history else 0) % N
     text = f'You said: {said.turns[-1]["content"]}\nTry "{TITLES[item][:40]}".'
+    text = text[:stop_words.stop_at(text, (TITLES[item],), said.stop)]
     for word in re.finditer(r'\S+', text) if said.tell else ():
       if word.start():
         self.before()
@@ -81,7 +90,8 @@ class Talker:
       said.tell(text[:word.end()])
       self.words += 1
     self.ended += 1
-    return Answer(text, (item + 1,), (TITLES[item],))
+    shown = f'"{TITLES[item]}"' in text or len(TITLES[item]) > 40 and not said.stop
+    return Answer(text, (item + 1,), (TITLES[item],)) if shown else Answer(text, (), ())
 
   def asked(self, turns, **how):
     if turns[-1]['role'] != 'user':
@@ -125,10 +135,12 @@ def catalog_versions(path=None):
   return CatalogVersions(CATALOG, np.arange(N, 0, -1), path)
 
 
-def service(path=None, batched=True, hold=None, **settings):
+def service(path=None, batched=True, hold=None, reverse=False, **settings):
   """A RecommendationService of two models on one catalog: `ring` has tags, `talk` converses. hold:
-  called before each batch of `ring` is answered."""
+  called before each batch of `ring` is answered. reverse: items go the other way round."""
   recommender, catalogs = ranking.recommender(follow, CATALOG), catalog_versions(path)
+  if reverse:
+    recommender = ranking.recommender(precede, CATALOG)
 
   def held(*given):
     if hold:

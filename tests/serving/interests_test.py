@@ -39,8 +39,9 @@ class InterestsTest(parameterized.TestCase):
     shop = fake_service.service(interests_url=f'http://127.0.0.1:{port}/v1', interests_model='m',
                               interests_seconds=0.5)
     with fake_service.listening(shop) as url, httpx.Client(base_url=url, timeout=60) as http:
-      http.get('/shop/state')
-      http.post('/shop/history', json={'item': 'i41'})
+      user = http.get('/shop/state').json()['user']
+      http.post('/v1/events', json={'user': user, 'item': 'i41', 'type': 'purchase'})
+      http.get('/shop/history')
       with http.stream('GET', '/shop/events') as answer:
         for line in answer.iter_lines():
           if line.startswith('data:') and json.loads(line[5:])['interests']:

@@ -29,7 +29,7 @@ def top_items(histories, k, exclude_seen, mask):
 def api():
   app = fastapi.FastAPI()
   apps.add_error_handlers(app)
-  reclm_api.add_routes(app, top_items, CATALOG)
+  reclm_api.add_routes(app, lambda: (top_items, CATALOG))
   return app
 
 

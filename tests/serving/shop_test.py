@@ -9,25 +9,58 @@ from tests.serving import app_test, fake_service
 CARDS = "document.querySelectorAll('#items .card').length"
 
 
+class Visitor:
+  """A browser of the shop, without its page."""
+
+  def __init__(self, shop):
+    self.http = app_test.client(shop)
+    self.user = self.http.get('/shop/state').json()['user']
+
+  def buy(self, *items):
+    for item in items:
+      found = self.http.post('/v1/events', json={
+          'user': self.user, 'item': item, 'type': 'purchase'})
+      assert found.status_code == 200, found.text
+
+  def forget(self, key):
+    return self.http.delete('/shop/history', params={'key': key})
+
+
 class SessionTest(absltest.TestCase):
 
   def test_histories_are_each_visitors_own(self):
     shop = fake_service.service()
-    one, two = app_test.client(shop), app_test.client(shop)
-    for http, item in ((one, 'i3'), (two, 'i30')):
-      http.get('/shop/state')
-      self.assertEqual(http.post('/shop/history', json={'item': item}).status_code, 200)
-    for http, first in ((one, 'i4'), (two, 'i31')):
-      self.assertEqual(http.get('/shop/recommend').json()['items'][0]['id'], first)
+    one, two = Visitor(shop), Visitor(shop)
+    one.buy('i3')
+    two.buy('i30')
+    for visitor, first in ((one, 'i4'), (two, 'i31')):
+      found = visitor.http.post('/v1/recommend', json={'user': visitor.user, 'k': 1}).json()
+      self.assertEqual(found['items'][0]['id'], first)
     self.assertEqual(app_test.client(shop).get('/shop/state').json()['history'], [])
-    for n in range(60):
-      found = one.post('/shop/history', json={'item': f'i{n % 60}'}).json()
+    one.buy(*(f'i{n % 60}' for n in range(60)))
+    found = one.http.get('/shop/history').json()
     self.assertEqual([h['id'] for h in found['history']], [f'i{n}' for n in range(10, 60)])
-    self.assertEqual(one.delete('/shop/history', params={'position': 50}).status_code, 404)
-    found = one.delete('/shop/history', params={'position': 0}).json()
-    self.assertEqual(found['history'][0]['id'], 'i11')
-    self.assertEqual(one.delete('/shop/history').json()['history'], [])
-    self.assertEqual(one.post('/shop/history', json={'item': 'nix'}).status_code, 404)
+    self.assertEqual(found['bought'], 61)
+    self.assertEqual(one.forget('nix').status_code, 404)
+    theirs = two.http.get('/shop/history').json()['history'][0]['key']
+    self.assertEqual(one.forget(theirs).status_code, 404)
+    found = one.forget(found['history'][0]['key']).json()
+    self.assertEqual((found['history'][0]['id'], found['bought']), ('i9', 60))
+    self.assertEqual(one.forget('').json()['history'], [])
+    self.assertEqual(one.forget('').status_code, 200)
+    self.assertLen(two.http.get('/shop/history').json()['history'], 1)
+
+  def test_visitors_outlive_the_server(self):
+    place = f'{self.create_tempdir().full_path}/events.sqlite'
+    shop = fake_service.service(events=place)
+    one = Visitor(shop)
+    one.buy('i3', 'i7')
+    shop.close()
+    again = app_test.client(fake_service.service(events=place))
+    again.cookies = one.http.cookies
+    found = again.get('/shop/state').json()
+    self.assertEqual(([h['id'] for h in found['history']], found['user']), (['i3', 'i7'], one.user))
+    self.assertNotIn(again.cookies['recjax'], json.dumps(found))
 
   def test_the_cookie_is_out_of_reach_for_scripts(self):
     cookie = app_test.client().get('/shop/state').headers['set-cookie'].lower()
@@ -202,9 +235,10 @@ class FirstPageTest(absltest.TestCase):
     import httpx
     with fake_service.listening(shop) as url, httpx.Client(
         base_url=url, timeout=fake_service.LONG) as http:
-      http.get('/shop/state')
+      user = http.get('/shop/state').json()['user']
       for item in ('i21', 'i24', 'i27', 'i41', 'i44'):
-        http.post('/shop/history', json={'item': item})
+        http.post('/v1/events', json={'user': user, 'item': item, 'type': 'purchase'})
+        http.get('/shop/history')
       self.assertLen(calls, 1)  # the others wait until its interests are there
       hold.go.set()
       with http.stream('GET', '/shop/events') as answer:

@@ -90,10 +90,11 @@ class StreamTest(parameterized.TestCase):
     with contextlib.closing(sent(url, {'history': ['i1']}, '/v1/recommend')) as pipe:
       return int(until(pipe, b'\r\n').split()[1])
 
-  @parameterized.parameters('/v1/recommend', '/v1/interests', '/shop/history')
+  @parameterized.parameters('/v1/recommend', '/v1/interests', '/v1/events')
   def test_half_closed_requests_end_and_hurt_nobody(self, path):
     self.go.set()
-    body = {'/shop/history': {'item': 'i1'}}.get(path, {'history': ['i1']})
+    body = {'/v1/events': {'user': 'u', 'item': 'i1', 'type': 'click'}}.get(
+        path, {'history': ['i1']})
     with fake_service.listening(self.shop) as url:
       for side in (socket.SHUT_WR, socket.SHUT_RD):
         pipe = sent(url, body, path)

@@ -12,10 +12,10 @@ import time
 from recjax import file_io, settings
 from recjax.data import archives, array_record, cleaning, loading, raw_reader, times
 from recjax.data.formats import etegrec, recbole, reclm, sequence_lines, unirec
-from recjax.data.prepare import beam_engine, duckdb_engine
+from recjax.data.prepare import asking, beam_engine, duckdb_engine
 from recjax.data.prepare.report import report_page
 from recjax.data.prepare.rules import Rules
-from recjax.data.sources import amazon, movielens, steam, table, yelp
+from recjax.data.sources import amazon, columns, movielens, steam, table, yelp
 from recjax.errors import ConfigError, DataError
 
 EXPORTS = {'recbole': recbole, 'sequences': sequence_lines, 'etegrec': etegrec, 'reclm': reclm,
@@ -27,6 +27,8 @@ REVIEWS = {'2014': 'reviews_Beauty_5.json.gz', '2018': 'Video_Games_5.json.gz',
 META = {'2014': 'meta_Beauty.json.gz', '2018': 'meta_Video_Games.json.gz',
         '2023': 'meta_Video_Games.jsonl.gz'}
 
+WAYS = ('--columns=user=NAME,item=NAME,time=NAME, --item-columns, --header, --sep, --encoding, '
+        '--time-format, --events')
 PAUSE = 5.0  # seconds between two words of progress
 
 # Published variants: rules, and where known (users, items, interactions) that must come out.
@@ -86,23 +88,8 @@ FLAGS = {'min_rating': settings.flag(float), 'max_bad': settings.flag(float, 'be
 def add_flags(verb: argparse.ArgumentParser) -> None:
   """Gives the parser `verb` its sources and their flags."""
   sources = verb.add_subparsers(dest='source', required=True, metavar='SOURCE')
-  sub = sources.add_parser('table', help='your own interactions: CSV, TSV, Parquet, JSON Lines or '
-                           "RecBole's atomic files, gzipped or not")
-  sub.add_argument('interactions', help='one row an interaction')
-  sub.add_argument('--items', default='', help='one row an item')
-  sub.add_argument('--columns', default='', help='user=NAME,item=NAME,time=NAME,rating=NAME')
-  sub.add_argument('--item-columns', default='', help='item=NAME,title=NAME,brand=NAME,... or any '
-                   'more to keep, as in price=NAME')
-  sub.add_argument('--header', default='', help='names of the columns, where the file has none')
-  sub.add_argument('--sep', default='', help='what parts columns, of other endings')
-  sub.add_argument('--list-sep', default='|', help='what parts categories (default |)')
-  sub.add_argument('--encoding', default='', help='of texts: UTF-8 and UTF-16 are found, others '
-                   'are named, as in cp1252')
-  sub.add_argument('--time-format', default='', metavar='FORM', help='how times are written, where '
-                   f'their values do not tell: {", ".join(times.FORMATS)}, or a pattern as in '
-                   '%%d.%%m.%%Y')
-  sub.add_argument('--order', default='', choices=('file',), help='the rows of each user stand in '
-                   'order, and no column of times is read')
+  sub = sources.add_parser('table', help='your own interactions, one row each: any table')
+  add_table(sub)
   add_rules(sub)
   for edition in ('2014', '2018', '2023'):
     sub = sources.add_parser(f'amazon{edition}', help=f'a category of the Amazon data of {edition}')
@@ -140,6 +127,35 @@ def add_flags(verb: argparse.ArgumentParser) -> None:
                    help='last month, its first day alone')
   sub.add_argument('--k', type=COUNT, default=5, help='reviews that each user and item keeps')
   sub.add_argument('--min-items', type=COUNT, default=10_000, help='fewer items widen the window')
+
+
+def add_table(sub: argparse.ArgumentParser) -> None:
+  """Gives the parser `sub` the flags of one's own tables."""
+  sub.add_argument('interactions', help='CSV, TSV, JSON, Parquet, a workbook, a database of SQLite '
+                   "or RecBole's atomic file, also .gz or .zst; or postgresql://USER@HOST/DATABASE")
+  sub.add_argument('--items', default='', help='one row an item, of any such kind')
+  sub.add_argument('--yes', action='store_true', help='ask nothing and take what is likely; without'
+                   ' a terminal nothing is asked, and what only is likely is refused')
+  sub.add_argument('--query', default='', metavar='NAME', help='the table or sheet of the '
+                   'interactions, or a query of SQL')
+  sub.add_argument('--items-query', default='', metavar='NAME', help='that of the items')
+  sub.add_argument('--events', default='', metavar='RULE', help='kinds of events that count, as in '
+                   'purchase,cart, or with weights that become ratings, as in view=1,purchase=4; '
+                   "'all' counts returns too")
+  sub.add_argument('--columns', default='', help='user=NAME,item=NAME,time=NAME,rating=NAME,'
+                   'event=NAME,quantity=NAME; time=DATE+HOUR joins two')
+  sub.add_argument('--item-columns', default='', help='item=NAME,title=NAME,brand=NAME,... or any '
+                   'more to keep, as in price=NAME')
+  sub.add_argument('--header', default='', help='names of the columns, where the file has none')
+  sub.add_argument('--sep', default='', help='what parts columns, where it is not found')
+  sub.add_argument('--list-sep', default='|', help='what parts categories (default |)')
+  sub.add_argument('--encoding', default='', help='of texts, as in cp1252, where it is not '
+                   'found')
+  sub.add_argument('--time-format', default='', metavar='FORM', help='how times are written, where '
+                   f'their values do not tell: {", ".join(times.FORMATS)}, or a pattern as in '
+                   '%%d.%%m.%%Y')
+  sub.add_argument('--order', default='', choices=('file',), help='the rows of each user stand in '
+                   'order, and no column of times is read')
 
 
 def add_systems(sources: argparse._SubParsersAction) -> None:
@@ -194,11 +210,11 @@ def check_columns(args: argparse.Namespace) -> None:
   args: the command line. Items may have columns of any name, but not one that is nearly a name
   which is read.
   """
-  if args.item_columns and not args.items:
+  if args.item_columns and not (args.items or args.items_query):
     raise ConfigError('--item-columns names columns of --items; add that, or leave it out')
   for flag, text, known in (
-    ('--columns', args.columns, table.INTERACTION_NAMES),
-    ('--item-columns', args.item_columns, (*table.ITEM_NAMES, *cleaning.CLEANED_LISTS)),
+    ('--columns', args.columns, columns.INTERACTION_NAMES),
+    ('--item-columns', args.item_columns, (*columns.ITEM_NAMES, *cleaning.CLEANED_LISTS)),
   ):
     ours = [part.partition('=')[0].strip() for part in text.split(',')]
     for name, equals, theirs in (part.partition('=') for part in filter(None, text.split(','))):
@@ -239,7 +255,12 @@ def prepare_source(args: argparse.Namespace) -> None:
   """Brings raw rows through the rules of `args`, and writes and prints the page."""
   rules, expected = rules_of(args)
   start = time.monotonic()
+  file_io.check_new(pathlib.Path(args.out).absolute(), args.overwrite)
+  args.ask = asking.Asker(getattr(args, 'yes', False))
   source = open_source(args)
+  if source.preview:
+    log('\n'.join(source.preview()))
+    args.ask.confirm(f'Say what is otherwise: {WAYS}')
   if args.beam is None:
     report = duckdb_engine.prepare(source, args.out, rules, args.layout, args.memory,
                                    args.overwrite, log, args.update)
@@ -309,7 +330,7 @@ def open_source(args: argparse.Namespace) -> raw_reader.Source:
   if name == 'table':
     return table.source(args.interactions, args.items, args.columns, args.item_columns,
                         args.header, args.sep, args.list_sep, tick, args.encoding, args.order,
-                        args.time_format)
+                        args.time_format, args.query, args.items_query, args.events, args.ask)
   if name.startswith('amazon'):
     return amazon.source(name.removeprefix('amazon'), args.reviews, args.meta, tick)
   if name == 'steam':

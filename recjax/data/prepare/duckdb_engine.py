@@ -1,20 +1,19 @@
 """Interactions and items in any order and number to the canonical data set, in bounded memory.
 
 Rows stream into a DuckDB file beside the result, which counts, filters and sorts on disk where
-memory does not do. The only file that knows DuckDB. Its tables: interactions (user, item, t, r, n),
+memory does not do. Its tables: interactions (user, item, t, r, n),
 item_rows and previous_items (item, data as JSON, titled, n), and what `_number_ids` makes of them.
 """
-import contextlib
 import dataclasses
 import json
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from recjax import file_io
 from recjax.data import raw_reader, times
+from recjax.data.duckdb_database import database
 from recjax.data.prepare import duckdb_writer
 from recjax.data.prepare.duckdb_writer import Connection
 from recjax.data.prepare.report import (
@@ -29,7 +28,7 @@ from recjax.data.prepare.report import (
   time_scale,
 )
 from recjax.data.prepare.rules import DEFAULT_RULES, EQUAL_TIMES, REPEATS, Rules, check_rules
-from recjax.errors import ConfigError, DataError, EmptyDatasetError, WorkdirError
+from recjax.errors import DataError, EmptyDatasetError
 
 _CREATE_ITEMS = 'CREATE TABLE {} (item VARCHAR, data VARCHAR, titled BOOLEAN, n BIGINT)'
 
@@ -79,40 +78,6 @@ def prepare(source: raw_reader.Source, out: raw_reader.Path, rules: Rules = DEFA
               'written': written, 'update': fates}
     file_io.write_text(folder / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
-
-
-@contextlib.contextmanager
-def database(out: pathlib.Path, memory: str) -> Iterator:
-  """Yields a DuckDB connection whose file, and what is more than `memory`, lie beside `out`."""
-  try:
-    import duckdb
-  except ImportError as error:
-    raise ConfigError('preparing needs DuckDB; install it with: pip install "recjax[data]"'
-                      ) from error
-  with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
-    try:
-      con = duckdb.connect(f'{folder}/rows.duckdb', config={
-          'memory_limit': memory, 'temp_directory': f'{folder}/spill'})
-    except duckdb.IOException as error:
-      raise WorkdirError(f'DuckDB cannot write beside {out}: {error}; free some space or choose '
-                         'another folder') from error
-    except duckdb.Error as error:
-      raise ConfigError(f'memory={memory!r} is no size, as in 2GB ({error})') from error
-    try:
-      con.execute('SET preserve_insertion_order = false')
-      yield con
-    except duckdb.OutOfMemoryException as error:
-      if 'max_temp_directory_size' in str(error):  # memory does not do, and the disk is full
-        raise WorkdirError(f'the disk is full beside {out}, where DuckDB keeps what does not fit '
-                           f'into {memory} of memory; free some space, choose another folder, or '
-                           'give more with --memory') from error
-      raise ConfigError(f'{memory} of memory is not enough for these data; give more with --memory'
-                        ) from error
-    except duckdb.IOException as error:
-      raise WorkdirError(f'DuckDB cannot write beside {out}: {error}; free some space or choose '
-                         'another folder') from error
-    finally:
-      con.close()
 
 
 def _load_interactions(con: Connection, rows: Iterable[raw_reader.InteractionRow],

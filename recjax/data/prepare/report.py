@@ -150,9 +150,16 @@ def _note_lines(report: dict) -> list[str]:
       taken = ', '.join(f'{ours}=`{theirs}`' for ours, theirs in notes['columns'].items())
       left = ', '.join(f'`{name}`' for name in notes.get('ignored', ()))
       lines.append(f'Columns of {what}: {taken}' + (f'; not read: {left}' if left else '') + '.')
+    if 'events' in notes:
+      counts = ', '.join(f'{name or "(empty)"} {n:,}' for name, n in notes['events'].items())
+      lines.append(f'Events: {counts}' + (f'; {notes["counted"]}.' if 'counted' in notes else '.'))
+    lines += [f'{count:,} rows do not count: {reason}.'
+              for reason, count in notes.get('left_out', {}).items()]
     for name, counts in ((what, notes.get('ids', {})), *notes.get('cleaned', {}).items()):
       lines += [f'- {count:,} times, {name}: {reason}' for reason, count in counts.items()]
   lines.append(_times_line(report))
+  lines += [f'- {note}' for note in report['told'].get(NOTE_KEYS['interactions'], {}).get(
+      'calendar', ())]
   if report['repeated']:
     timed = ', item and time' if report['times'] else ' and item'
     lines.append(f'{report["repeated"]:,} rows repeat the user{timed} of an earlier row; all were '

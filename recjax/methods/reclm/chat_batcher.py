@@ -9,8 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.sampling import own_draws
 from recjax.errors import ConfigError, DataError
-from recjax.methods.reclm import generate, item_limits, train
+from recjax.methods.reclm import generate, item_limits, stop_words, train
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.methods.reclm.generate import GroundedModel, Reply
 from recjax.methods.reclm.item_limits import Plan
@@ -18,8 +19,6 @@ from recjax.methods.reclm.item_limits import Plan
 PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
 
 BATCH_SIZES = (1, 8)  # conversations of a batch, padded up
-
-TEMPERATURES = (0.0, 0.5, 1.0)  # temperatures that are programs of their own
 
 MAX_ITEMS = 10  # items of a reply
 
@@ -35,9 +34,10 @@ class ChatRequest:
   turns: ({'role', 'content'}, ...), the last a user's. domain: a catalog's name, '' the first.
   history: item indices that the last turn is about. least, most: items of the reply, within which
   its last turn may ask for fewer or more, as `item_limits` reads it. tokens: at
-  most so many, 0 for no limit. temperature: None takes the run's. seed: of the draws. tell: called
-  with the text so far, to which more is only ever added, while the reply is made. gone: whether
-  nobody waits for the reply any more, which then ends where it is.
+  most so many, 0 for no limit. temperature: None takes the run's. seed: of the draws. stop: words
+  before which the text ends, as `stop_words` has it. tell: called with the text so far, to which
+  more is only ever added, while the reply is made. gone: whether nobody waits for the reply any
+  more, which then ends where it is.
   """
   turns: tuple[dict, ...]
   domain: str = ''
@@ -47,6 +47,7 @@ class ChatRequest:
   tokens: int = 0
   temperature: float | None = None
   seed: int = 0
+  stop: tuple[str, ...] = ()
   tell: Callable[[str], Any] | None = None
   gone: Callable[[], bool] = lambda: False
 
@@ -140,35 +141,34 @@ class ChatBatcher:
         answers[row] = self.refused(request, plans[row], len(prompts[row]))
         settle(row, answers[row])
         continue
-      key = (
-        self.domain_of(request)[0], self.temperature_of(request), request.seed,
-        len(prompts[row]) // PROMPT_BUCKET)
+      key = self.domain_of(request)[0], len(prompts[row]) // PROMPT_BUCKET
       rows_by_program.setdefault(key, []).append(row)
-    for (name, temperature, seed, _), rows in rows_by_program.items():
+    for (name, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
         batch_rows = rows[start:start + BATCH_SIZES[-1]]
         batch_answers = self.batch(
           self.domains[name], [requests[row_number] for row_number in batch_rows],
           [prompts[row_number] for row_number in batch_rows],
-          [plans[row_number] for row_number in batch_rows], temperature, seed,
+          [plans[row_number] for row_number in batch_rows],
           lambda place, answer, batch_rows=batch_rows: settle(batch_rows[place], answer))
         for row, chat_answer in zip(batch_rows, batch_answers):
           answers[row] = chat_answer
     return answers
 
   def batch(self, grounded: GroundedModel, requests: Sequence[ChatRequest],
-            prompts: list[list[int]], plans: list[Plan], temperature: float, seed: int,
-            settle: Callable) -> list[ChatAnswer]:
-    """Replies to conversations that one program takes together.
+            prompts: list[list[int]], plans: list[Plan], settle: Callable) -> list[ChatAnswer]:
+    """Replies to conversations that one program takes together, each by its own seed and
+    temperature: as it would be alone.
 
-    temperature: of the draws. grounded: the model over their catalog. prompts: of the requests.
-    plans: which items may come, and how many. settle: as in `__call__`. requests: the
-    conversations. seed: of the draws.
+    grounded: the model over their catalog. prompts: of the requests. plans: which items may come,
+    and how many. settle: as in `__call__`. requests: the conversations.
     """
     batch_size = next(size for size in BATCH_SIZES if size >= len(requests))
     num_padded = batch_size - len(requests)
-    decode = ConfigDict(
-      {**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': temperature})
+    decode = ConfigDict({**self.cfg.decode.to_dict(), 'num_items': MAX_ITEMS, 'temperature': 1.0})
+    padded = [*requests, *requests[-1:] * num_padded]
+    draws = own_draws([request.seed for request in padded],
+                      [self.temperature_of(request) for request in padded])
     is_over = np.arange(batch_size) >= len(requests)
 
     def answer_at(place: int, reply: Reply) -> ChatAnswer:
@@ -186,7 +186,7 @@ class ChatBatcher:
       replies = generate.generate_replies(
         grounded, self.generator, decode, prompts + prompts[-1:] * num_padded,
         allowed=np.stack([plan.allowed for plan in padded_plans]),
-        least=np.array([plan.least for plan in padded_plans]), seed=seed, on_tokens=on_tokens)
+        least=np.array([plan.least for plan in padded_plans]), seed=draws, on_tokens=on_tokens)
     return [answer_at(place, reply) for place, reply in enumerate(replies[: len(requests)])]
 
   def asked(self, turns: Sequence[dict], **fields: Any) -> ChatRequest:
@@ -213,11 +213,10 @@ class ChatBatcher:
     return answer.domain == next(iter(self.domains))
 
   def temperature_of(self, request: ChatRequest) -> float:
-    """The temperature that is used: the run's, or the nearest of TEMPERATURES. request: the
+    """The temperature that is used: the conversation's own, or the run's. request: the
     conversation."""
-    if request.temperature is None:
-      return float(self.cfg.decode.temperature)
-    return min(TEMPERATURES, key=lambda temperature: abs(temperature - request.temperature))
+    return float(self.cfg.decode.temperature if request.temperature is None else
+                 request.temperature)
 
   def plan(self, request: ChatRequest) -> Plan:
     """What the last turn of a conversation states in numbers. request: the conversation."""
@@ -228,9 +227,10 @@ class ChatBatcher:
   def refused(self, request: ChatRequest, plan: Plan, tokens_in: int) -> ChatAnswer:
     """The answer to a conversation whose limits no item meets. plan: that says so. tokens_in: of
     the prompt. request: the conversation."""
+    text = plan.refusal[:stop_words.stop_at(plan.refusal, (), request.stop)]
     if request.tell and not request.gone():
-      request.tell(plan.refusal)
-    return ChatAnswer(plan.refusal, self.domain_of(request)[0], (), (), True, tokens_in, 0)
+      request.tell(text)
+    return ChatAnswer(text, self.domain_of(request)[0], (), (), True, tokens_in, 0)
 
   def report(self, grounded: GroundedModel, request: ChatRequest, plan: Plan,
              ids: list[int]) -> bool:
@@ -242,8 +242,13 @@ class ChatBatcher:
     if request.gone():
       return True
     size, is_over = reply_length(grounded.chat_model, ids, plan.most, request.tokens)
-    if request.tell:
-      request.tell(text_so_far(grounded, plan, ids[:size]))
+    if request.tell or request.stop:
+      text, titles = text_so_far(grounded, plan, ids[:size])
+      end = stop_words.stop_at(text, titles, request.stop)
+      is_over |= end is not None
+      if request.tell:
+        request.tell(text[:stop_words.safe_length(text, titles, request.stop)
+                          if end is None else end])
     return is_over or ids[-1] in grounded.chat_model.tokenizer.eos_ids
 
   def make_answer(self, grounded: GroundedModel, request: ChatRequest, plan: Plan, reply: Reply,
@@ -254,10 +259,13 @@ class ChatBatcher:
     the model over its catalog.
     """
     reply = cut_reply(grounded, reply, plan.most, request.tokens)
-    tokenized = grounded.tokenized
-    return ChatAnswer(plan.note + reply.text, self.domain_of(request)[0],
-                      tuple(int(i) for i in reply.items),
-                      tuple(tokenized.title(i) for i in reply.items), reply.complete, tokens_in,
+    titles = tuple(grounded.tokenized.title(i) for i in reply.items)
+    text, items, complete = plan.note + reply.text, tuple(map(int, reply.items)), reply.complete
+    end = stop_words.stop_at(text, titles, request.stop)
+    if end is not None:
+      shown = sum(last <= end for _, last in stop_words.title_spans(text, titles))
+      text, items, titles, complete = text[:end], items[:shown], titles[:shown], True
+    return ChatAnswer(text, self.domain_of(request)[0], items, titles, complete, tokens_in,
                       len(reply.ids))
 
   def warm(self) -> None:
@@ -283,15 +291,18 @@ def reply_length(chat_model: train.ChatModel, ids: list[int], most: int,
   return size, is_over
 
 
-def text_so_far(grounded: GroundedModel, plan: Plan, ids: list[int]) -> str:
-  """What a person may see of a reply that goes on: what follows the last item that may come is left
-  out, where another item may follow it.
+def text_so_far(grounded: GroundedModel, plan: Plan, ids: list[int]
+                ) -> tuple[str, tuple[str, ...]]:
+  """What a person may see of a reply that goes on, and the titles in it: what follows the last item
+  that may come is left out, where another item may follow it.
 
   plan: of the reply. ids: its tokens so far. grounded: the model over its catalog.
   """
   ends = [i + 1 for i, token in enumerate(ids) if token == grounded.chat_model.eoi]
   shown_ids = ids[:ends[plan.most - 1]] if len(ends) >= plan.most else ids
-  return plan.note + grounded.read(shown_ids).text.rstrip(UNFINISHED)
+  reply = grounded.read(shown_ids)
+  return (plan.note + reply.text.rstrip(UNFINISHED),
+          tuple(grounded.tokenized.title(item) for item in reply.items))
 
 
 def cut_reply(grounded: GroundedModel, reply: Reply, most: int, tokens: int = 0) -> Reply:

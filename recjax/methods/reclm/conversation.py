@@ -113,7 +113,7 @@ class Conversation:
       if tell:
         reply = grounded.read(rows[0][:size])
         tell(dataclasses.replace(
-          reply, text=chat_batcher.text_so_far(grounded, plan, rows[0][:size])))
+          reply, text=chat_batcher.text_so_far(grounded, plan, rows[0][:size])[0]))
       return np.array([not is_over and rows[0][-1:] not in ends])
     generated = self._stream(ids, plan, seed, on_tokens)
     return chat_batcher.cut_reply(grounded, grounded.read(generated.row(0, 0)), plan.most)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from recjax.decoding import constraints, device_trie, item_span, retrieval_constraint
 from recjax.decoding.beam_search import BeamSearch
 from recjax.decoding.prefix_generator import PrefixGenerator
-from recjax.decoding.sampling import Sampling
+from recjax.decoding.sampling import Draws, Sampling
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.methods.reclm import tokenized_catalog, train
@@ -134,13 +134,14 @@ class GroundedModel:
 def generate_replies(grounded: GroundedModel, generator: PrefixGenerator, decode: ConfigDict,
                      prompts: Sequence[Sequence[int]], excluded: Sequence | None = None,
                      allowed: np.ndarray | None = None, least: np.ndarray | None = None,
-                     root: np.ndarray | None = None, *, seed: int,
+                     root: np.ndarray | None = None, *, seed: int | Draws,
                      on_tokens: Callable | None = None) -> list[Reply]:
   """Answers to a batch of prompts, token lists.
 
   grounded: the model. generator: of it, with what the prompts share. decode: num_items, new_tokens,
   temperature, top_p. excluded, allowed, least, root: as in `GroundedModel.constraint`. seed: of
-  the draws. on_tokens: what `decoding.stream` tells the tokens to.
+  the draws, or Draws, whose temperatures then count. on_tokens: what `decoding.stream` tells the
+  tokens to.
   """
   constraint = grounded.constraint(decode, len(prompts), excluded, allowed, least, root)
   suffixes, search = [generator.own(prompt) for prompt in prompts], sampling(decode)

@@ -8,30 +8,23 @@ from typing import Annotated, Any
 import fastapi
 import pydantic
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from recjax.serving.catalog_snapshot import CatalogSnapshot
 from recjax.serving.chat_completions import EVENT_STREAM_HEADERS
 from recjax.serving.demo.search import CatalogSearch
 from recjax.serving.demo.sessions import Session, Sessions
 from recjax.serving.http_errors import RequestError, replace_surrogates
+from recjax.serving.routes import clean_id
 from recjax.serving.served_model import ServedModel
-from recjax.serving.service import FoundInterests, RecommendationService, allowed_mask
-from recjax.text import interest_terms as local_interests
+from recjax.serving.service import RecommendationService, allowed_mask
 
-MAX_HISTORY = 50  # items that a visitor's history keeps
+MAX_SHOWN = 50  # items of a visitor's history that are shown
 MAX_STREAMS, HEARTBEAT_SECONDS, POLL_SECONDS = 512, 15.0, 1.0  # of event streams
 MAX_CATEGORIES_SHOWN, MAX_DESCRIPTION_CHARS, MAX_NOTE_CHARS = 40, 240, 200
 MEDIA_TYPES = {'html': 'text/html; charset=utf-8', 'js': 'text/javascript; charset=utf-8',
                'css': 'text/css; charset=utf-8', 'svg': 'image/svg+xml'}
 ShortText = Annotated[str, fastapi.Query(max_length=200)]
-
-
-class PurchaseRequest(pydantic.BaseModel):
-  """What a visitor buys. item: its id. model: whose recommendations come next."""
-  model_config = pydantic.ConfigDict(extra='forbid')
-  item: str = pydantic.Field(max_length=500)
-  model: str = pydantic.Field('', max_length=200)
 
 
 def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
@@ -41,7 +34,6 @@ def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
     search.prepare(model.snapshot)
   add_page_routes(app)
   add_item_routes(app, service, sessions, search)
-  add_recommend_route(app, service, sessions)
   add_history_routes(app, service, sessions)
   add_event_route(app, service, sessions)
 
@@ -67,17 +59,25 @@ def add_page_routes(app: fastapi.FastAPI) -> None:
     return part(name)
 
 
-def visitor_state(session: Session, model: ServedModel) -> dict[str, Any]:
+async def visitor_state(sessions: Sessions, session: Session, model: ServedModel
+                        ) -> dict[str, Any]:
   """Returns what the page shows of a visitor.
 
-  session: the visitor's. model: the one that the visitor looks at.
+  sessions: of all visitors. session: the visitor's. model: the one that the visitor looks at.
   """
-  history = session.purchases[model.catalogs]
-  found = session.interests.get(model.catalogs, FoundInterests())
-  return {'model': model.name, 'interests': found.interests if history else [],
-          'source': found.source, 'note': replace_surrogates(found.note)[:MAX_NOTE_CHARS],
-          'history': [{**card(model.snapshot, item), 'position': position}
-                      for position, item in enumerate(history)]}
+  bought = await sessions.purchases(session, model)
+  return {'model': model.name, 'user': session.user, **shown_interests(session, model),
+          'bought': len(bought),
+          'history': [{**card(model.snapshot, item), 'key': event.key}
+                      for event, item in bought[-MAX_SHOWN:]]}
+
+
+def shown_interests(session: Session, model: ServedModel) -> dict[str, Any]:
+  """Returns a visitor's interests as the page shows them. session: the visitor's. model: the one
+  that the visitor looks at."""
+  found = session.found(model)
+  return {'interests': found.interests, 'source': found.source,
+          'note': replace_surrogates(found.note)[:MAX_NOTE_CHARS]}
 
 
 def card(snapshot: CatalogSnapshot, item: int) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def add_item_routes(app: fastapi.FastAPI, service: RecommendationService, sessio
   @app.get('/shop/state')
   async def state(request: fastapi.Request, response: Response, model: ShortText = ''):
     """The models, and what this visitor did."""
-    served = service.model(model)
     session = sessions.get(request, response)
-    return {**visitor_state(session, served), 'models': [
+    served = service.model_of_user(model, session.user)
+    return {**await visitor_state(sessions, session, served), 'models': [
         {'name': m.name, 'method': m.method, 'converses': m.chat_model is not None,
          'ready': m.is_ready, 'trouble': bool(m.failure)} for m in service.models.values()],
         'categories': top_categories(served.snapshot), 'items': len(served.snapshot)}
@@ -132,56 +132,22 @@ def add_item_routes(app: fastapi.FastAPI, service: RecommendationService, sessio
             'sold': bool(served.snapshot.is_live[item - 1])}
 
 
-def add_recommend_route(app: fastapi.FastAPI, service: RecommendationService,
-                        sessions: Sessions) -> None:
-  """Adds a visitor's recommendations to `app`. service: what answers. sessions: of the visitors."""
-  @app.get('/shop/recommend', response_model=None)
-  async def recommend(request: fastapi.Request, model: ShortText = '',
-                      k: Annotated[int, fastapi.Query(ge=1, le=50)] = 12) -> JSONResponse:
-    """What this visitor may like next, best first, and why."""
-    served, session = service.model(model), sessions.get(request)
-    snapshot, history = served.snapshot, list(session.purchases[served.catalogs])
-    recommended = await service.recommend(request, served, history, k,
-                                          allowed_mask(snapshot, history=history))
-    found = session.interests.get(served.catalogs, FoundInterests())
-    interests = list(dict.fromkeys([
-        *found.interests, *local_interests.interests(history, snapshot.terms)]))
-    return JSONResponse({'source': 'model' if history else 'popularity', 'items': [
-        {**card(snapshot, item), 'score': score,
-         'why': service.explain(served, item, history, interests)}
-        for item, score in recommended]})
-
-
 def add_history_routes(app: fastapi.FastAPI, service: RecommendationService,
                        sessions: Sessions) -> None:
   """Adds what a visitor bought to `app`. service: what answers. sessions: of the visitors."""
-  def changed(session: Any, model: Any) -> dict:
-    sessions.refresh_interests(session, model)
-    return visitor_state(session, model)
-
-  @app.post('/shop/history')
-  async def buy(body: PurchaseRequest, request: fastapi.Request, response: Response):
-    """Adds an item; of more than 50 the oldest go."""
-    model, session = service.model(body.model), sessions.get(request, response)
-    item = model.snapshot.index(body.item)
-    if not item or not model.snapshot.is_live[item - 1]:
-      raise RequestError(404, 'there is no such item')
-    session.purchases[model.catalogs] = [*session.purchases[model.catalogs], item][-MAX_HISTORY:]
-    return changed(session, model)
+  @app.get('/shop/history')
+  async def history(request: fastapi.Request, model: ShortText = ''):
+    """What this visitor bought, the newest 50; POST /v1/events adds to it."""
+    return await visitor_state(sessions, sessions.get(request), service.model(model))
 
   @app.delete('/shop/history')
   async def forget(request: fastapi.Request, model: ShortText = '',
-                   position: Annotated[int | None, fastapi.Query(ge=0, le=MAX_HISTORY)] = None):
-    """Takes one item out, or all."""
+                   key: Annotated[ShortText, pydantic.AfterValidator(clean_id)] = ''):
+    """Takes one purchase out, or all that is known of this visitor."""
     served, session = service.model(model), sessions.get(request)
-    history = session.purchases[served.catalogs]
-    if position is None:
-      history.clear()
-    elif position < len(history):
-      del history[position]
-    else:
-      raise RequestError(404, 'the history has no such place')
-    return changed(session, served)
+    if not await service.ask_store(service.store.forget, session.user, key) and key:
+      raise RequestError(404, 'the history has no such purchase')
+    return await visitor_state(sessions, session, served)
 
 
 def add_event_route(app: fastapi.FastAPI, service: RecommendationService,
@@ -189,8 +155,7 @@ def add_event_route(app: fastapi.FastAPI, service: RecommendationService,
   """Adds interests to `app`, when they are found. service: what answers. sessions: of the
   visitors."""
   @app.get('/shop/events', response_model=None)
-  async def stream(request: fastapi.Request, model: ShortText = ''
-                   ) -> StreamingResponse | JSONResponse:
+  async def stream(request: fastapi.Request, model: ShortText = '') -> StreamingResponse:
     """Server-sent events: `interests` whenever they change."""
     served, session = service.model(model), sessions.get(request)
     if sessions.open_streams >= MAX_STREAMS:
@@ -213,11 +178,10 @@ async def interest_events(sessions: Sessions, session: Session, model: ServedMod
   try:
     sent, quiet_seconds = None, 0.0
     while not is_closing():
-      found = session.interests.get(model.catalogs)
+      found = session.found(model)
       if found != sent:
         sent, quiet_seconds = found, 0.0
-        state = visitor_state(session, model)
-        data = json.dumps({name: state[name] for name in ('interests', 'source', 'note')})
+        data = json.dumps(shown_interests(session, model))
         yield f'event: interests\ndata: {data}\n\n'
       elif quiet_seconds >= HEARTBEAT_SECONDS:
         quiet_seconds = 0.0

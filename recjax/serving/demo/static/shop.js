@@ -5,7 +5,7 @@ const byId = id => document.getElementById(id);
 const PAGE_SIZE = 24;
 let model = '', offset = 0, eventSource = null, turns = [], openedItem = null;
 let recommendRound = 0, itemsRound = 0;  // answers to older requests are left out
-let chatModel = '', boughtIds = [];
+let chatModel = '', user = '', boughtIds = [];
 
 function createNode(tag, text, name) {
   const node = document.createElement(tag);
@@ -24,16 +24,26 @@ async function fetchJson(path, values, how) {
   return answer.json();
 }
 
+const post = (path, body) => fetchJson(path, {}, {
+  method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body)});
+
+// What this visitor did with an item; an item of a recommendation carries its answer's id.
+const tell = (type, item) => post('/v1/events', {
+  user, type, item: item.id, request_id: item.request_id || ''});
+
 function showError(error) {
   byId('trouble').hidden = !error;
   if (error) byId('trouble').textContent = `Something went wrong: ${error.message}`;
 }
 
+let tasksBegun = 0, failedTask = 0;
 const withErrorMessage = task => async (...given) => {
+  const mine = ++tasksBegun;
   try {
     await task(...given);
-    showError(null);
+    if (mine > failedTask) showError(null);  // what went wrong since stays to be read
   } catch (error) {
+    failedTask = tasksBegun;
     showError(error);
   }
 };
@@ -47,7 +57,7 @@ function button(text, label, press, name) {
 }
 
 function titleButton(item) {
-  const node = button(item.title || item.id, '', withErrorMessage(() => openItem(item.id)), 'open');
+  const node = button(item.title || item.id, '', withErrorMessage(() => openItem(item)), 'open');
   node.dir = 'auto';
   return node;
 }
@@ -89,17 +99,15 @@ function reasonList(why) {
 }
 
 async function buy(item) {
-  showHistory(await fetchJson('/shop/history', {}, {
-    method: 'POST', headers: {'Content-Type': 'application/json'},
-    body: JSON.stringify({item: item.id, model})}));
+  await tell('purchase', item);
+  showHistory(await fetchJson('/shop/history', {}));
   byId('said').textContent = `Bought: ${(item.title || item.id).slice(0, 100)}`;
   await loadRecommendations();
 }
 
-async function forget(position) {
-  const query = position === null ? {} : {position};
-  showHistory(await fetchJson('/shop/history', query, {method: 'DELETE'}));
-  byId('said').textContent = position === null ? 'All deleted' : 'Deleted';
+async function forget(key) {
+  showHistory(await fetchJson('/shop/history', {key}, {method: 'DELETE'}));
+  byId('said').textContent = key ? 'Deleted' : 'All deleted';
   (byId('history').querySelector('button') || byId('you')).focus();
   await loadRecommendations();
 }
@@ -108,12 +116,12 @@ function showHistory(state) {
   const rows = state.history.map(item => {
     const row = createNode('li');
     row.append(titleButton(item), button('Delete', `Delete ${(item.title || item.id).slice(0, 100)}`,
-                                    withErrorMessage(() => forget(item.position)), 'quiet'));
+                                    withErrorMessage(() => forget(item.key)), 'quiet'));
     return row;
   });
   boughtIds = state.history.map(item => item.id);
   byId('history').replaceChildren(...rows.reverse());
-  byId('count').textContent = state.history.length;
+  byId('count').textContent = state.bought;
   byId('empty').hidden = state.history.length > 0;
   byId('clear').hidden = state.history.length === 0;
   if (!state.history.length) showInterests({interests: [], source: '', note: ''});
@@ -139,13 +147,14 @@ async function loadRecommendations() {
   const mine = ++recommendRound;
   byId('recommended').classList.add('waiting');
   try {
-    const found = await fetchJson('/shop/recommend', {k: 12});
+    const found = await post('/v1/recommend', {user, model, k: 12, why: true});
     if (mine !== recommendRound) return;
     const own = found.source === 'model';
     byId('foryou-title').textContent = own ? 'For you' : 'Bought most';
     byId('foryou-note').textContent = own ? 'From what you bought, best first.'
       : 'Buy something, and this list becomes yours.';
-    byId('recommended').replaceChildren(...found.items.map(card));
+    byId('recommended').replaceChildren(
+      ...found.items.map(item => card({...item, request_id: found.request_id})));
   } finally {
     if (mine === recommendRound) byId('recommended').classList.remove('waiting');
   }
@@ -170,9 +179,9 @@ async function loadItems(anew) {
   byId('more').hidden = offset >= found.total;
 }
 
-async function openItem(id) {
+async function openItem({id, request_id}) {
   const item = await fetchJson('/shop/item', {id});
-  openedItem = item;
+  openedItem = {...item, request_id};
   byId('one-kind').textContent = (item.categories || []).join(' › ');
   byId('one-title').textContent = item.title || item.id;
   byId('one-brand').textContent = item.brand || '';
@@ -180,6 +189,7 @@ async function openItem(id) {
   byId('one-tags').replaceChildren(...item.tags.map(tag => createNode('li', tag)));
   byId('one-buy').hidden = !item.sold;
   if (!byId('one').open) byId('one').showModal();
+  if (request_id) await tell('click', openedItem);
 }
 
 function openEventStream() {
@@ -192,6 +202,7 @@ async function start(name) {
   model = name;
   const state = await fetchJson('/shop/state', {});
   model = state.model;
+  user = state.user;
   const several = state.models.length > 1;
   byId('method').hidden = !several;
   byId('model').replaceChildren(...state.models.map(m => {
@@ -292,7 +303,7 @@ byId('query').addEventListener('input', () => {
 });
 byId('category').addEventListener('change', withErrorMessage(() => loadItems(true)));
 byId('more').addEventListener('click', withErrorMessage(() => loadItems(false)));
-byId('clear').addEventListener('click', withErrorMessage(() => forget(null)));
+byId('clear').addEventListener('click', withErrorMessage(() => forget('')));
 byId('model').addEventListener('change', withErrorMessage(() => start(byId('model').value)));
 byId('one-buy').addEventListener('click', withErrorMessage(async () => {
   byId('one').close();
