@@ -1,5 +1,6 @@
 """How long runs take to answer: the cost that a shop pays for every visitor."""
 import dataclasses
+import functools
 import os
 import statistics
 import time
@@ -11,7 +12,7 @@ from recjax import recommend
 from recjax.data.array_record import Records
 from recjax.errors import DataError
 
-LIST = 10  # items of an answer
+LIST = 10  # items of an answer, or all where there are fewer
 TOGETHER = 256  # histories of the larger question
 MOST, FEWEST = 50, 3  # rounds of a size
 SECONDS = 20.0  # that the rounds of a size may take beyond the fewest
@@ -41,8 +42,9 @@ def of_run(path: str | os.PathLike, clock: Callable[[], float] = time.monotonic)
   some = np.random.default_rng(0).permutation(np.flatnonzero(known.lengths()))
   histories = [[data.catalog.id_of(i) for i in known.history(user)]
                for user in np.resize(some, TOGETHER)]
-  rounds = [_rounds(ask, [histories[k:k + 1] for k in range(TOGETHER)], clock),
-            _rounds(ask, [histories], clock)]
+  answer = functools.partial(ask, k=min(LIST, len(data.catalog)))
+  rounds = [_rounds(answer, [histories[k:k + 1] for k in range(TOGETHER)], clock),
+            _rounds(answer, [histories], clock)]
   alone, together = (1000 * statistics.median(times) for times in rounds)
   return AnswerTimes(alone, together / TOGETHER, (len(rounds[0]), len(rounds[1])))
 
@@ -51,11 +53,11 @@ def _rounds(ask: Callable, questions: Sequence[Sequence[Sequence[str]]],
             clock: Callable[[], float]) -> list[float]:
   """Seconds of each round; the questions take turns, all of them once before where they are few."""
   for question in questions[:FEWEST]:
-    ask(question, LIST)
+    ask(question)
   times, begun = [], clock()
   while len(times) < FEWEST or len(times) < MOST and clock() - begun < SECONDS:
     start = clock()
-    ask(questions[len(times) % len(questions)], LIST)
+    ask(questions[len(times) % len(questions)])
     times.append(clock() - start)
   return times
 

@@ -30,7 +30,7 @@ class AnswerTimesTest(absltest.TestCase):
     found = answer_times.of_run('run', lambda: self.now)
     np.testing.assert_allclose((found.alone, found.together), (500, 50))
     self.assertEqual(found.rounds, (7, 3))
-    self.assertEqual(self.asked, [(1, 10)] * 10 + [(256, 10)] * 4)
+    self.assertEqual(self.asked, [(1, 2)] * 10 + [(256, 2)] * 4)
     self.assertCountEqual(set(map(tuple, self.histories)), {('a', 'b'), ('b',)})
 
   def test_quick_answers_are_asked_fifty_times(self):
