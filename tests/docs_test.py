@@ -219,6 +219,7 @@ class PythonTest(absltest.TestCase):
     exec(self.block('docs/decoding.md', 'trie.build'), space)
     self.assertLen(space['found'].items(space['catalog'])[0], 8)
 
+  @long
   def test_a_method_of_ones_own(self):
     room = pathlib.Path(self.create_tempdir().full_path)
     (room / 'follow_shop.py').write_text(self.block('docs/adding_a_method.md', 'get_config'))
@@ -246,6 +247,7 @@ class PythonTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.ConfigError, 'papre'):
       experiment.read_config(f'{room}/follow_shop.py:papre')
 
+  @long
   def test_an_untrained_chat_model(self):
     room = pathlib.Path(self.create_tempdir().full_path)
     data = reclm_test.write_ring(room / 'ring', users=12)

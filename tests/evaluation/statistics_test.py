@@ -261,14 +261,14 @@ class SlopeTest(absltest.TestCase):
 
   def test_intervals_hold_the_truth_where_cases_of_a_user_are_alike(self):
     draws, held, blind = np.random.default_rng(2), 0, 0
-    for turn in range(200):  # a user's cases share one place and most of their noise
+    for turn in range(100):  # a user's cases share one place and most of their noise
       owners = np.repeat(np.arange(80), 5)
       place = draws.uniform(0, 10, 80)[owners]
       values = .3 * place + draws.normal(size=80)[owners] + .1 * draws.normal(size=400)
       found = [statistics.slope(values, place, turn, of, 300) for of in (owners, None)]
       held, blind = (n + (low < .3 < high) for n, (_, low, high) in zip((held, blind), found))
-    self.assertBetween(held, 180, 199)
-    self.assertLess(blind, 150)  # users drawn case by case know far too much
+    self.assertBetween(held, 88, 100)
+    self.assertLess(blind, 75)  # users drawn case by case know far too much
 
   def test_one_place_has_no_line(self):
     with self.assertRaisesRegex(DataError, 'one place'):
