@@ -162,6 +162,12 @@ class TableTest(parameterized.TestCase):
     if seed % 2:
       self.assertEqual(bad['rows'], sum(bool(s.strip()) for s in path.read_bytes().split(b'\n')))
 
+  def test_a_name_as_it_is_written_comes_before_one_with_signs_in_it(self):
+    path = self.write('log.jsonl', ''.join(json.dumps(
+        {'user': 'ann', 'item': f'i{n}', name: n}) + '\n' for n, name in (
+            (1, 'time'), (2, 'tim{e'), (3, 'time'))))
+    self.assertEqual([event and event[2] for event in self.events(path)], [1, None, 3])
+
   def test_mistakes_in_the_mapping_are_named(self):
     path = self.interactions('person,thing,when,stars')
     for columns, why in (('', r'log.csv: which column is the user\?.*person, thing.*--columns='),

@@ -191,6 +191,8 @@ def time_candidates(sample: list[dict], taken: Collection[str]) -> tuple[list[st
         profiles[name].add(row.get(name), number)
   known = {plain_name(name) for name in INTERACTION_NAMES['time']}
   usual = [name for name in profiles if plain_name(name) in known]
+  exact = {plain_name(name): name for name in usual if name in INTERACTION_NAMES['time']}
+  usual = [name for name in usual if exact.get(plain_name(name), name) == name]  # not 'ti{me'
   dated = [name for name, profile in profiles.items() if profile.dated()]
   clocks = [name for name, profile in profiles.items() if 'clock' in profile.kinds]
   likely = [name for name, profile in profiles.items() if profile.like_times()
