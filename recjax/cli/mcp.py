@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
   served_model.warm_up_all(models)
   tools = mcp_server.build(service)
   if args.http:
-    mcp_server.listen_http(tools, service, sockets, functools.partial(print, file=sys.stderr))
+    mcp_server.listen_http(tools, service, sockets, log)
   else:
     tools.run('stdio')
   service.close()

@@ -1,9 +1,9 @@
 """Frozen kernels in 8 bits: whole numbers, and one scale for each output of a linear layer.
 
 The scale comes after the product, x (Q s) = (x Q) s, so that the conversion of Q fuses into the
-product and no kernel is ever written out in a wider type. Of the absolute largest weight of an
-output becomes 127 (weight-only quantization "per channel" by absmax; Dettmers et al., LLM.int8(),
-arXiv 2208.07339, section 2).
+product and no kernel is ever written out in a wider type. The largest weight of an output, in
+absolute value, becomes 127 (absmax quantization; Dettmers et al., LLM.int8(), arXiv 2208.07339,
+section 2).
 """
 from typing import Any
 

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from recjax import cli
 from recjax.data import array_record, loading
 from recjax.data.prepare import duckdb_engine, rules
-from recjax.data.sources import table
+from recjax.data.sources import events, table
 from recjax.errors import ConfigError, DataError
 from tests.long import long_but
 
@@ -167,6 +167,13 @@ class TableTest(parameterized.TestCase):
         {'user': 'ann', 'item': f'i{n}', name: n}) + '\n' for n, name in (
             (1, 'time'), (2, 'tim{e'), (3, 'time'))))
     self.assertEqual([event and event[2] for event in self.events(path)], [1, None, 3])
+
+  @parameterized.parameters(
+      ('Resolved', ''), ('resource', ''), ('Reso', 'return'), ('avoid', ''),
+      ('order_void', 'return'), ('removefromcart', 'return'), ('Storno', 'return'),
+      ('addtocart', 'cart'), ('pv', 'view'), ('pvp', ''), ('Bestellung', 'purchase'))
+  def test_words_of_events(self, value, kind):
+    self.assertEqual(events.kind_of(value), kind)
 
   def test_mistakes_in_the_mapping_are_named(self):
     path = self.interactions('person,thing,when,stars')

@@ -78,6 +78,15 @@ def mesh(ways=1):
   return devices.mesh(data=ways, fsdp=1, model=1)
 
 
+def whole_run(cfg):
+  """Runs a config from data to report. -> its folder, results.json"""
+  folder = pathlib.Path(tempfile.mkdtemp())
+  facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
+  with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+    sequential.run(cfg, work)
+  return folder, run_files.read_json(folder / 'results.json')
+
+
 def train_on(shop, cfg, folder, ways=1):
   with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': {}}, mesh(ways)) as work:
     return work.stage('train', stages.stage, stages.settings(cfg), shop)
@@ -424,11 +433,7 @@ class RunTest(parameterized.TestCase):
     cfg.eval.classical = True
     cfg.seeds, cfg.data = 2, tempfile.mkdtemp() + '/shop'
     loading.save_data(shop, cfg.data)
-    folder = pathlib.Path(tempfile.mkdtemp())
-    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
-    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
-      sequential.run(cfg, work)
-    results = run_files.read_json(folder / 'results.json')
+    folder, results = whole_run(cfg)
     self.assertEqual(list(results['rows']), [
         'sasrec:bce', 'popularity', 'recency', 'random', *beside_rows.classical_rows(shop)])
     beside_rows.check(self, folder, shop, masked=True)
@@ -463,11 +468,7 @@ class RunTest(parameterized.TestCase):
     cfg.data = tempfile.mkdtemp() + '/shop'
     cfg.train.epochs = 2
     loading.save_data(shop, cfg.data)
-    folder = pathlib.Path(tempfile.mkdtemp())
-    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
-    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
-      sequential.run(cfg, work)
-    results = run_files.read_json(folder / 'results.json')
+    folder, results = whole_run(cfg)
     self.assertEqual(list(results['rows'])[:3], ['hstu:sampled', 'hstu:sampled:clock=target',
                                                  'popularity'])
     self.assertEqual(told.check(results), (120, 120))
@@ -558,11 +559,7 @@ class RunTest(parameterized.TestCase):
     cfg.train.update(epochs=1)
     cfg.eval.update(tie_order='shuffle(2)', seen_mask='zero', test_history='train',
                      drop_cold_targets=True)
-    folder = pathlib.Path(tempfile.mkdtemp())
-    facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
-    with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
-      sequential.run(cfg, work)
-    results = run_files.read_json(folder / 'results.json')
+    folder, results = whole_run(cfg)
     for words in ('tied times: shuffle(2)', 'SET TO ZERO', 'end with training', 'without 0 whose'):
       self.assertIn(words, results['protocol'])
     told.check(results)

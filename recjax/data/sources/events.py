@@ -1,7 +1,6 @@
 """What counts of a log: kinds of events, their weights, quantities, returns; gaps and spikes.
 
-A row counts unless it is a return: an event of that kind, or a quantity of 0 or
-less.
+A row counts unless it is a return: an event of that kind, or a quantity of 0 or less.
 """
 import collections
 import datetime
@@ -16,9 +15,9 @@ from recjax.errors import ConfigError
 
 # Words of events; the first kind of which one is found counts, so that `removefromcart` is no cart.
 KINDS = {
-    'return': ('return', 'refund', 'cancel', 'void', 'chargeback', 'remove', 'retoure', 'storn',
-               'rückgabe', 'erstattet', 'devol', 'reembols', 'rembours', 'annul', 'reso', 'zwrot',
-               'iade', 'возврат', '返品', '退货', '반품'),
+    'return': ('return', 'refund', 'cancel', 'void', 'voided', 'chargeback', 'remove', 'retoure',
+               'storn', 'rückgabe', 'erstattet', 'devol', 'reembols', 'rembours', 'annul',
+               'reso', 'zwrot', 'iade', 'возврат', '返品', '退货', '반품'),
     'cart': ('cart', 'basket', 'warenkorb', 'panier', 'carrito', 'carrello', 'koszyk', 'sepet',
              'корзин', 'カート', '加购', '장바구니'),
     'purchase': ('purchase', 'buy', 'bought', 'order', 'transaction', 'sale', 'sold', 'checkout',
@@ -28,6 +27,7 @@ KINDS = {
     'view': ('view', 'pv', 'click', 'visit', 'impression', 'detail', 'ansicht', 'klick', 'aufruf',
              'vue', 'vista', 'visita', 'wyświetl', 'просмотр', '閲覧', '浏览', '点击', '조회'),
 }
+ALONE = {'void', 'voided', 'reso', 'pv', 'vue'}  # words that stand inside of others: 'resolved'
 LISTED = 30     # values of a column of events that are told one by one
 ENOUGH = 14     # days with interactions that tell what is usual
 GAP_DAYS = 3    # at least
@@ -39,7 +39,9 @@ SPIKE_ROWS = 50
 def kind_of(value: str) -> str:
   """The kind of the event `value`, as in KINDS, or ''."""
   text = value.casefold()
-  return next((kind for kind, words in KINDS.items() if any(word in text for word in words)), '')
+  apart = re.split(r'[\W\d_]+', text)
+  return next((kind for kind, words in KINDS.items() if any(
+      word in (apart if word in ALONE else text) for word in words)), '')
 
 
 def is_events(values: Collection) -> bool:
