@@ -173,9 +173,12 @@ def gumbel_noise(key: Chance, t: Array | int, shape: tuple) -> Float[Array, 'B K
     row_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, t), request), row)
     return jax.random.gumbel(row_key, (width,))
   if isinstance(key, Draws):  # each request is the first of its own
-    key, request = key.keys[:, None], jnp.zeros_like(request)
-  return jax.vmap(jax.vmap(noise_of))(
-      jnp.broadcast_to(key, rows), jnp.broadcast_to(t, rows), request, row)
+    keys, request = key.keys, jnp.zeros_like(request)
+  else:  # as one key, its part of the work is done once
+    keys = key
+  over_rows = jax.vmap(noise_of, (None, 0, 0, 0))
+  return jax.vmap(over_rows, (0 if keys.ndim else None, 0, 0, 0))(
+      keys, jnp.broadcast_to(t, rows), request, row)
 
 
 def within_cuts(log_weights: Float[Array, '... C'], top_k: int, top_p: float
