@@ -1,11 +1,10 @@
 """The routes of what users do: events in, and a user's data out of the database again."""
-import time
 from typing import Annotated, Any, Literal
 
 import fastapi
 import pydantic
 
-from recjax.serving.events import Event, event_key
+from recjax.serving.events import NOW, Event, event_key
 from recjax.serving.http_errors import RequestError
 from recjax.serving.routes import StrictBody, UserId, clean_id, note
 from recjax.serving.service import RecommendationService
@@ -88,8 +87,8 @@ def as_event(body: EventRequest) -> Event:
   """Returns a checked event as it is stored."""
   user, item = str(body.user), str(body.item)
   key = body.key or event_key(user, item, body.type, body.time, body.request_id)
-  return Event(key, user, item, body.type,
-               round(time.time() * 1000) if body.time is None else body.time, body.request_id)
+  return Event(key, user, item, body.type, NOW if body.time is None else body.time,
+               body.request_id)
 
 
 def add_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:

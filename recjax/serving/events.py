@@ -11,7 +11,8 @@ import os
 import pathlib
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,6 +26,9 @@ TYPES = ('view', 'click', 'cart', 'purchase')
 MAX_HISTORY = 10_000  # newest events of a user that are read
 EXPORT_ROWS = 10_000  # rows of an export that are in memory
 MIGRATION_LOCK = 7_262_706_001  # PostgreSQL's advisory lock that is held while tables change
+WRITE_LOCK = 7_262_706_002  # and the one that is held while events are written
+NOW = -1  # the time of an event that is of now
+DAY_MS = 86_400_000
 SCRIPTS = pathlib.Path(__file__).parent / 'migrations'
 METADATA = sa.MetaData()
 EVENTS = sa.Table(
@@ -55,7 +59,8 @@ class Event:
   """What a user did.
 
   key: names the event once and for all. user, item: ids. type: one of TYPES. time_ms: when,
-  milliseconds since 1970. request_id: of the answer that showed the item, '' for none.
+  milliseconds since 1970; NOW for when it is written, and after what the user did before.
+  request_id: of the answer that showed the item, '' for none.
   """
   key: str
   user: str
@@ -234,10 +239,13 @@ class EventStore:
       first.setdefault(event.key, event)
     if not first:
       return set(), {}
+    if not self.is_sqlite:  # one writer at a time, as SQLite has it: no two of them in a deadlock
+      connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
+    first = self._with_times(connection, first)
     insert = (sqlite if self.is_sqlite else postgresql).insert(EVENTS)
     is_new = set(connection.scalars(
         insert.on_conflict_do_nothing(index_elements=['key']).returning(EVENTS.c.key),
-        [event_row(first[key]) for key in sorted(first)]))  # sorted: no two writers in a deadlock
+        [event_row(event) for event in first.values()]))
     known = [key for key in first if key not in is_new]
     stored = {key: first[key] for key in is_new}
     for start in range(0, len(known), 500):
@@ -245,6 +253,29 @@ class EventStore:
           EVENTS.c.key.in_(known[start:start + 500]))):
         stored[row.key] = as_event(row)
     return is_new, stored
+
+  def _with_times(self, connection: sa.Connection, events: Mapping[str, Event]
+                  ) -> dict[str, Event]:
+    """The events by key, with a time where they are of now: a millisecond after the newest of the
+    user's that is not a day ahead, should the clock have been set back since."""
+    now = round(time.time() * 1000)
+    users = list({event.user for event in events.values() if event.time_ms == NOW})
+    newest: dict[str, int] = {}
+    for start in range(0, len(users), 500):
+      rows = connection.execute(
+          sa.select(EVENTS.c.user_id, sa.func.max(EVENTS.c.time_ms)).where(
+              EVENTS.c.user_id.in_(users[start:start + 500]), EVENTS.c.time_ms <= now + DAY_MS)
+          .group_by(EVENTS.c.user_id))
+      newest.update((user, time_ms) for user, time_ms in rows)
+    timed = {}
+    for key, event in events.items():
+      if event.time_ms == NOW:
+        event = dataclasses.replace(event, time_ms=max(now, newest.get(event.user, 0) + 1))
+        newest[event.user] = event.time_ms
+      elif event.user in newest and event.time_ms <= now + DAY_MS:
+        newest[event.user] = max(newest[event.user], event.time_ms)
+      timed[key] = event
+    return timed
 
   def history(self, user: str, types: Sequence[str] = ('purchase',)) -> list[Event]:
     """Returns the newest events of a user, at most MAX_HISTORY, oldest first.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import sqlalchemy as sa
@@ -72,6 +73,33 @@ class StoreTest(parameterized.TestCase, databases.WithDatabases):
     self.assertEqual([e.key for e in store.export(('purchase',))], ['2', '4', '1', '5'])
     self.assertEqual((store.forget('v', '1'), store.forget('u', '1'), store.forget('u')), (0, 1, 3))
     self.assertEqual(list(store.export(events_lib.TYPES)), [rows[4]])
+
+  @parameterized.parameters(*databases.KINDS)
+  def test_events_of_one_time_or_of_now_are_in_the_order_of_their_coming(self, kind):
+    store, now = self.store(kind), 1_700_000_000
+    items = [f'i{n}' for n in range(40)]
+    keys = random.Random(3).sample(range(1000), 40)
+    same = [event(f'{key}', 'same', item) for key, item in zip(keys, items)]
+    of_now = [event(f'n{key}', 'now', item, time_ms=events_lib.NOW)
+              for key, item in zip(keys, items)]
+    with mock.patch.object(time, 'time', lambda: now):
+      store.write([same, of_now])
+    self.assertEqual([e.item for e in store.history('same')], items)
+    self.assertEqual([e.item for e in store.history('now')], items)
+    self.assertEqual(store.history('now')[0].time_ms, 1000 * now)
+
+  @parameterized.parameters(*databases.KINDS)
+  def test_a_clock_that_is_set_back_does_not_turn_the_order_round(self, kind):
+    store, far = self.store(kind), 10**14  # far: in the year 5138
+    store.write([[event('far', item='far', time_ms=far), event('told', item='told')]])
+    for key, seconds in (('b', 5000), ('d', 1400), ('c', 5001), ('a', 1000)):
+      with mock.patch.object(time, 'time', lambda seconds=seconds: seconds):
+        other = EventStore(self.place)  # as another process, or this one after a kill
+        other.write([[event(key, item=key, time_ms=events_lib.NOW)]])
+        other.close()
+    self.assertEqual([(e.item, e.time_ms) for e in store.history('u')],
+                     [('told', 1000), ('b', 5_000_000), ('d', 5_000_001), ('c', 5_001_000),
+                      ('a', 5_001_001), ('far', far)])
 
   @parameterized.parameters(*databases.KINDS)
   def test_many_writers_of_the_same_events(self, kind):
