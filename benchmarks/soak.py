@@ -40,13 +40,13 @@ import recjax
 from benchmarks.serving import Client, figures
 from recjax import recommend as faces
 from recjax.data.loading import save_data
-from recjax.serving.events import EventStore, parse_url
+from recjax.serving.events import EventStore
 from tests.serving.databases import Databases
 
 AWAY_SECONDS, FULL_SECONDS, GRACE_SECONDS = 30, 15, 15
 JUMPS = ('+3600', '-3600', '+0')  # seconds, one after the other
 FAKETIME = '/usr/lib/*/faketime/libfaketimeMT.so.1'
-OTHER_FAULTS = ('database', 'disk', 'clients', 'reload', 'clock')
+OTHER_FAULTS = ('reload', 'database', 'disk', 'clients', 'clock')
 
 
 @dataclasses.dataclass
@@ -358,7 +358,8 @@ def faults(count, kind, can_fill, can_jump):
 
 
 async def bring_faults(args, wanted, begun, room, server, database, tally):
-  """Brings one fault after another. -> [(name, seconds until it was ready again, what it saw)]"""
+  """Brings one fault after another. -> [(name, seconds until the server was ready again, what it
+  saw, when it was over, in which life)]"""
   seen = []
   for number, name in enumerate(wanted):
     wait = begun + args.seconds * (number + 0.5) / (len(wanted) + 1) - time.monotonic()
@@ -368,7 +369,7 @@ async def bring_faults(args, wanted, begun, room, server, database, tally):
     over = time.monotonic()
     await server.ready()
     tally.fault, tally.calm_since = '', time.monotonic()
-    seen.append((name, tally.calm_since - over, note))
+    seen.append((name, tally.calm_since - over, note, tally.calm_since, server.lives))
     print(f'  fault {number + 1}, {name}: {note}; ready {tally.calm_since - over:.1f} s after',
           flush=True)
   return seen
@@ -474,14 +475,18 @@ def report(tally, recoveries, readings):
   for (kind, status, peaceful), count in sorted(tally.failures.items(), key=str):
     print(f'  failed {"IN PEACE" if peaceful else "in faults"}: {kind}: {status}, {count:,} times')
   for name in dict.fromkeys(name for name, *_ in recoveries):
-    seconds = [s for n, s, _ in recoveries if n == name]
+    seconds = [s for n, s, *_ in recoveries if n == name]
     print(f'  {name}: {len(seconds)} times, ready again after {max(seconds):.1f} s at most')
-  last = [(t, mib, files) for t, life, mib, files in readings if life == readings[-1][1]]
-  last = last[len(last) // 10:]
+  life = readings[-1][1]
+  last = [reading for reading in readings if reading[1] == life]
+  # A reload keeps the model before it for a roll-back: memory is as it stays after the first one.
+  reloaded = min((when for name, *_, when, of in recoveries if (name, of) == ('reload', life)),
+                 default=0)
+  last = [(t, mib, files) for t, _, mib, files in last[len(last) // 10:] if t > reloaded]
   t, mib, files = map(np.array, zip(*last))
   slope = np.polyfit(t - t[0], mib, 1)[0] * (t[-1] - t[0])
   half = len(mib) // 2
-  print(f'  memory over the last life, {t[-1] - t[0]:.0f} s from a tenth of it on: '
+  print(f'  memory over the last life, {t[-1] - t[0]:.0f} s from its first tenth and reload on: '
         f'{mib[0]:.0f} MiB to {mib[-1]:.0f}, slope {slope / mib.mean():+.2%} over all, '
         f'{np.polyfit(t[half:], mib[half:], 1)[0] * (t[-1] - t[half]) / mib.mean():+.2%} over the '
         f'second half; descriptors {files[0]} to {files[-1]}, {files.max()} at most')
@@ -509,15 +514,18 @@ def compare_answers(tally, opened):
 
 def compare_events(tally, place):
   """The database beside what was answered for."""
-  assert parse_url(place) is not None
   store = EventStore(place)
-  stored = collections.Counter(event.key for event in store.export(('purchase',)))
+  times, stored = [], collections.Counter()
+  for event in store.export(('purchase',)):
+    stored[event.key] += 1
+    times.append(event.time_ms / 1000)
   store.close()
   lost = set(tally.acknowledged) - set(stored)
   twice = [key for key, count in stored.items() if count > 1]
   print(f'events: {len(tally.acknowledged):,} answered for, {len(stored):,} stored, '
         f'{len(lost)} lost, {len(twice)} twice, {len(set(stored) - set(tally.acknowledged))} '
-        'stored without an answer (asked when the time was over)')
+        'stored without an answer (asked when the time was over); their times span '
+        f'{(max(times) - min(times)) / 3600:.1f} hours')
 
 
 if __name__ == '__main__':

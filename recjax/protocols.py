@@ -124,9 +124,9 @@ class Method(Protocol):
     that folder."""
     ...
 
-  def cost(self, cfg: ConfigDict, dataset: Any) -> dict[str, str]:
-    """What a run would take, before it runs: {what: how much, for people}. cfg: its settings.
-    dataset: a `Dataset`."""
+  def cost(self, cfg: ConfigDict, dataset: Any) -> dict[str, Any]:
+    """What a run would take, before it runs: {what: how much, for people}, where a value is text or
+    a `training.cpu_cost.Estimate`. cfg: its settings. dataset: a `Dataset`."""
     ...
 
   def convert(self, workdir: Any, kind: str, out: Any) -> Any:

@@ -16,7 +16,7 @@ from tests.long import long
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'recjax'
 LAYERS = (
-    ('__main__',), ('cli',), ('main',),
+    ('__main__',), ('cli',), ('main', 'guide'),
     ('serving', 'experiment', 'batch_recommend', 'answer_times'),
     ('recommend', 'chat', 'sweep', 'contamination'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),

@@ -16,6 +16,7 @@ from recjax.cli import (
   convert,
   doctor,
   events,
+  guide,
   mcp,
   prepare,
   recommend,
@@ -26,15 +27,16 @@ from recjax.cli import (
 from recjax.errors import WorkdirError
 
 VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
-         'events': events, 'mcp': mcp, 'doctor': doctor, 'compare': compare, 'blend': blend,
-         'sweep': sweep, 'convert': convert}
+         'events': events, 'mcp': mcp, 'doctor': doctor, 'guide': guide,
+         'compare': compare, 'blend': blend, 'sweep': sweep, 'convert': convert}
 
 OPEN_ENDED = ('chat', 'serve', 'mcp', 'prepare')  # they wait for people, or tell by themselves
 
 FIRST_HOUR = """\
 from raw files to recommendations:
   recjax prepare table log.csv --out=data/mine                  counts after every step
-  recjax doctor data/mine --config=CONFIG                       what is odd, what a run would cost
+  recjax doctor data/mine                                       what is odd in them
+  recjax guide data/mine                                        which method, how long, its command
   recjax run CONFIG:data=data/mine --workdir=checkpoints/mine
   recjax recommend checkpoints/mine --user=ID                   or --history=, or --input=FILE
   recjax compare checkpoints/mine checkpoints/other --html=compare.html

@@ -337,10 +337,13 @@ def llm_lines(run: LLMRun, mesh: Mapping[str, int], devices: int = 1) -> dict[st
 @dataclasses.dataclass(frozen=True)
 class TracedStep:
   """One seed's step over the whole batch. parameters: those that train. kept: bytes that the
-  backward pass reads. flops: of all matrix products, forward and backward."""
+  backward pass reads. flops: of all matrix products, forward and backward. run: gives the loss and
+  its gradient for `arguments`, of which these are the shapes."""
   parameters: int
   kept: int
   flops: int
+  run: Callable = dataclasses.field(compare=False, repr=False)
+  arguments: tuple = dataclasses.field(compare=False, repr=False)
 
 
 def trace(loss: Callable, params: PyTree, *rest: PyTree) -> TracedStep:
@@ -350,10 +353,9 @@ def trace(loss: Callable, params: PyTree, *rest: PyTree) -> TracedStep:
   left = collections.Counter(map(_kind, jax.tree.leaves(jax.eval_shape(back, params, *rest))))
   left -= collections.Counter(map(_kind, jax.tree.leaves(params)))  # they are there anyway
   kept = sum(count * math.prod(shape) * _width(dtype) for (shape, dtype), count in left.items())
-  closed = jax.make_jaxpr(jax.value_and_grad(loss))(params, *rest)
-  return TracedStep(
-    sum(math.prod(x.shape) for x in jax.tree.leaves(params)), kept, flops(closed.jaxpr)
-  )
+  run = jax.value_and_grad(loss)
+  return TracedStep(sum(math.prod(x.shape) for x in jax.tree.leaves(params)), kept,
+                    flops(jax.make_jaxpr(run)(params, *rest).jaxpr), run, (params, *rest))
 
 
 def _kind(x):

@@ -12,7 +12,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,8 @@ LEAST = 0.25     # seconds that each piece runs for
 LETTERS = 3.0    # of a token, where no tokenizer is there yet
 
 COPIES = 7       # reads and writes of a parameter in an update by Adam
+
+ROW = 'this CPU'  # in what `recjax doctor` prints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +138,24 @@ def seconds_of(fn: Callable, *args: object,
 
 
 def _filled(shapes):
-  """Arrays of such shapes, made without a program. Numbers do not change what a product takes."""
-  return jax.tree.map(lambda x: jnp.asarray(np.full(x.shape, 0.01, x.dtype)), shapes)
+  """Arrays of such shapes. Numbers do not change what a product takes."""
+  def fill(x: Any) -> Any:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.split(jax.random.key(0), x.shape)
+    value = 0.01 if jnp.issubdtype(x.dtype, jnp.inexact) else 1
+    return jnp.asarray(np.full(x.shape, value, x.dtype))
+  return jax.tree.map(fill, shapes)
 
 
 def _array(dtype, *shape):
   return _filled(jax.ShapeDtypeStruct(shape, dtype))
+
+
+def update_seconds(parameters: int, clock: Callable[[], float] = time.perf_counter) -> float:
+  """Seconds of an update of so many `parameters` by Adam, which memory bounds, by `clock`."""
+  size = 1 << 22
+  copy = seconds_of(lambda x: x + 1, _array(np.float32, size), clock=clock) / 2 / size
+  return COPIES * copy * parameters
 
 
 class Pieces:
@@ -259,11 +273,9 @@ class Pieces:
     return batches * (prompts + stage.passes * step)
 
   def _update(self) -> float:
-    """Of an update of all weights by Adam, which memory bounds."""
-    size = 1 << 22
-    x = _array(np.float32, size)
-    copy = self._seconds(lambda x: x + 1, x) / 2 / size
-    return COPIES * copy * sum(math.prod(p.shape) for p in jax.tree.leaves(llm.shapes(self.shape)))
+    """Of an update of all weights by Adam."""
+    return update_seconds(
+        sum(math.prod(p.shape) for p in jax.tree.leaves(llm.shapes(self.shape))), self.clock)
 
 
 # What `recjax doctor` prints.
@@ -272,6 +284,11 @@ class Pieces:
 def memory() -> float:
   """Bytes of this machine."""
   return float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+
+
+def own_memory() -> float:
+  """Bytes that Python and its packages hold already."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak(shape: llm.Config, stages: Sequence[Stage]) -> float:
@@ -287,11 +304,38 @@ def peak(shape: llm.Config, stages: Sequence[Stage]) -> float:
     else:
       parts = cost_model.generation_bytes(shape, axes, 1, 1, MOST, 1)
     sizes.append(sum(parts.values()))
-  return max(sizes) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  return max(sizes) + own_memory()
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """What a run takes on this CPU, without compiling.
+
+  seconds: {stage: its seconds}, {} where it does not fit. need: bytes at the peak. what: what the
+  seconds are of, in words. more: what else to say.
+  """
+  seconds: Mapping[str, float]
+  need: float
+  what: str
+  more: str = ''
+
+  @property
+  def fits(self) -> bool:
+    """Whether the machine has the memory."""
+    return self.need <= memory()
+
+  def __str__(self) -> str:
+    size = (f'about {self.need / cost_model.GIB:,.1f} GiB of {memory() / cost_model.GIB:,.1f} at '
+            'the peak')
+    if not self.fits:
+      return f'does not fit: {size}; {self.more}'
+    each = ', '.join(f'{name} {duration(s)}' for name, s in self.seconds.items())
+    each = f' ({each})' if len(self.seconds) > 1 else ''
+    return f'{duration(sum(self.seconds.values()))} {self.what}{each}, {self.more}; {size}'
 
 
 def lines(cfg: ConfigDict, shape: llm.Config,
-          make_stages: Callable[[], Sequence[Stage]]) -> dict[str, str]:
+          make_stages: Callable[[], Sequence[Stage]]) -> dict[str, Estimate]:
   """The row of the CPU at hand, {} where a run would have an accelerator.
 
   cfg: the run's config. shape: of the model, with the adapter's rank. make_stages: gives the stages
@@ -303,19 +347,34 @@ def lines(cfg: ConfigDict, shape: llm.Config,
   shape = dataclasses.replace(shape, dtype=dtype, param_dtype=dtype, remat=cfg.llm.remat,
                               quantize=cfg.llm.quantize)
   stages = make_stages()
-  need, there = peak(shape, stages), memory()
-  size = f'about {need / cost_model.GIB:,.1f} GiB of {there / cost_model.GIB:,.1f} at the peak'
-  if need > there:
-    return {'this CPU': f'does not fit: {size}; try --config.llm.remat=full, '
-                        '--config.llm.dtype=bfloat16, smaller batches or a smaller model'}
+  need, what = peak(shape, stages), 'of the language model'
+  if need > memory():
+    return {ROW: Estimate({}, need, what, 'try --config.llm.remat=full, '
+                          '--config.llm.dtype=bfloat16, smaller batches or a smaller model')}
   pieces = Pieces(shape)
   took = {stage.name: pieces.seconds(stage) for stage in stages}
-  each = ', '.join(f'{name} {duration(s)}' for name, s in took.items())
   rate = llm.flops_per_token(dataclasses.replace(shape, vocab=1), 0) / shape.layers
   used = pieces.forward(MOST, min(MOST, 256))
-  return {'this CPU': f'{duration(sum(took.values()))} of the language model ({each}), compiling '
-                      f'and all else aside, at {rate / used / 1e9:,.0f} GFLOP/s in a layer as '
-                      f'measured now; {size}'}
+  return {ROW: Estimate(took, need, what, 'compiling and all else aside, at '
+                        f'{rate / used / 1e9:,.0f} GFLOP/s in a layer as measured now')}
+
+
+def traced_lines(step: cost_model.TracedStep, steps: int, epochs: float, seeds: int
+                 ) -> dict[str, Estimate]:
+  """The row of the CPU at hand for a small model, whose step runs for a moment; {} where a run
+  would have an accelerator.
+
+  step: of one seed. steps: of an epoch. epochs: at most. seeds: trained at once.
+  """
+  if jax.default_backend() != 'cpu':
+    return {}
+  need = sum(cost_model.device_bytes(step, seeds, 1).values()) + own_memory()
+  what, more = f'for {epochs:g} epochs at most', 'compiling, validation and the test aside'
+  if need > memory():
+    return {ROW: Estimate({}, need, what, 'fewer seeds or smaller batches need less')}
+  one = seconds_of(step.run, *_filled(step.arguments)) + update_seconds(step.parameters)
+  return {ROW: Estimate({'training': one * seeds * steps * epochs}, need, what,
+                        f'{1e3 * one * seeds:,.0f} ms a step as measured now, {more}')}
 
 
 def duration(seconds: float) -> str:

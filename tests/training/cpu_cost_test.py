@@ -83,7 +83,7 @@ class CpuCostTest(parameterized.TestCase):
     stages = [cpu_cost.Training('tune', 4, 128, 0, steps=3)]
     with mock.patch.object(cpu_cost, 'memory', lambda: 1e6), \
         mock.patch.object(cpu_cost, 'Pieces', side_effect=AssertionError):
-      text = cpu_cost.lines(cfg, SHAPE, lambda: stages)['this CPU']
+      text = str(cpu_cost.lines(cfg, SHAPE, lambda: stages)['this CPU'])
     self.assertRegex(text, r'does not fit: about [0-9.]+ GiB of 0.0 .*--config.llm.remat=full')
 
   def test_a_run_that_has_an_accelerator_is_not_told_of_the_cpu(self):
@@ -95,9 +95,35 @@ class CpuCostTest(parameterized.TestCase):
     stages = [cpu_cost.Training('tune', 4, 128, 0, steps=3), cpu_cost.Embedding('embed', 9, 3)]
     with mock.patch.object(cpu_cost.Pieces, 'seconds', lambda self, stage: 600.0), \
         mock.patch.object(cpu_cost.Pieces, '_forward', lambda self, *_: 1e-6):
-      text = cpu_cost.lines(cfg, SHAPE, lambda: stages)['this CPU']
+      text = str(cpu_cost.lines(cfg, SHAPE, lambda: stages)['this CPU'])
     self.assertStartsWith(text, '20 min of the language model (tune 10 min, embed 10 min)')
     self.assertRegex(text, 'GiB of .* at the peak')
+
+  def test_a_small_model_s_step_runs_at_its_own_shapes(self):
+    ran = []
+
+    def loss(params, ids, key, x):
+      noise = jax.random.normal(key, (len(ids), x.shape[1]))
+      return ((params['w'][ids] @ x + noise) ** 2).sum()
+    shapes = ({'w': jax.ShapeDtypeStruct((5, 3), np.float32)},
+              jax.ShapeDtypeStruct((7,), np.int32), jax.eval_shape(lambda: jax.random.key(0)),
+              jax.ShapeDtypeStruct((3, 2), np.float32))
+    step = cost_model.trace(loss, *shapes)
+
+    def seconds_of(fn, *args, clock=None):
+      if len(args) == 1:  # memory's part: reads and writes of 2^22 numbers
+        return 2.0 * 2**22
+      ran.append(fn(*args))
+      return 0.5
+    with mock.patch.object(cpu_cost, 'seconds_of', seconds_of):
+      found = cpu_cost.traced_lines(step, steps=4, epochs=3, seeds=2)['this CPU']
+    self.assertEqual(found.seconds, {'training': (0.5 + 15 * cpu_cost.COPIES) * 4 * 3 * 2})
+    (value, slopes), = ran
+    self.assertEqual(slopes['w'].shape, (5, 3))
+    self.assertTrue(np.isfinite(value))
+    with mock.patch.object(cpu_cost, 'memory', lambda: 1e3):
+      text = str(cpu_cost.traced_lines(step, 4, 3, 2)['this CPU'])
+    self.assertRegex(text, '^does not fit: .*fewer seeds')
 
   def test_tokens_are_those_of_the_tokenizer_or_typical_ones(self):
     count = cpu_cost.counter(ConfigDict({'llm': {'weights': 'tiny'}}))

@@ -31,6 +31,10 @@ def shop():
   return loading.load_data('sample:1:300')
 
 
+def traced(parameters, kept, flops):
+  return cost_model.TracedStep(parameters, kept, flops, run=lambda: None, arguments=())
+
+
 def compiled(loss, params, *rest):
   return jax.jit(jax.value_and_grad(loss)).lower(params, *rest).compile()
 
@@ -79,15 +83,15 @@ class CountTest(absltest.TestCase):
     self.assertEqual(cost_model.trace(plain, list(p), x).flops, want - 2 * 32 * 8 * 8)  # not for x
 
   def test_chips_are_as_many_as_the_rows_need(self):
-    step = cost_model.TracedStep(10**6, 60 * cost_model.GIB, 10**12)
+    step = traced(10**6, 60 * cost_model.GIB, 10**12)
     found = cost_model.traced_lines(step, 100, 5, 3, 1, 1)
     self.assertIn('fits 8 chips (data=8): 0.159 s an epoch', found['TPU v5e'])  # 16 GiB each
     self.assertIn('fits 1 chip (data=1)', found['A100 80 GB'])
     self.assertIn('does not fit', cost_model.traced_lines(
-        cost_model.TracedStep(10**10, 0, 1), 1, 1, 1, 1, 1)['H200'])
+        traced(10**10, 0, 1), 1, 1, 1, 1, 1)['H200'])
     self.assertIn('fits 16 chips', cost_model.traced_lines(step, 1, 1, 1, 3, 1)['TPU v5e'])
     self.assertIn('fits 2 chips', cost_model.traced_lines(
-        cost_model.TracedStep(1, 0, 1), 1, 1, 1, 1, 1, 20 * cost_model.GIB)['TPU v5e'])
+        traced(1, 0, 1), 1, 1, 1, 1, 1, 20 * cost_model.GIB)['TPU v5e'])
 
 
 class RecommenderTest(parameterized.TestCase):

@@ -1,4 +1,6 @@
 """What a BETag run would cost before it runs."""
+from typing import Any
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,8 +17,9 @@ CHAT = 16  # tokens that a chat template puts around the messages of the prefix,
 PROMPT, LINE = 160, 24  # tokens of the chat prefix and of one item's line, typical
 
 
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """Parameters, memory, operations, tokens and API price, by hand count. -> {what: text}
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+  """Parameters, memory, operations, tokens and API price, by hand count.
+  -> {what: text or Estimate}
 
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones. cfg:
   the run's config. dataset: the data set.

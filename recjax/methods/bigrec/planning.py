@@ -1,6 +1,7 @@
 """What a run would cost before it runs."""
 import functools
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,8 +18,8 @@ LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches i
 OPENING, TITLE = 60, 14  # tokens of a prompt around its history, and of a title, typical
 
 
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """Parameters, memory, operations and time, by hand count. -> {what: text}
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+  """Parameters, memory, operations and time, by hand count. -> {what: text or Estimate}
 
   Titles are taken as typical (14 tokens); the run itself counts the real ones. cfg: the run's
   config. dataset: the data set.

@@ -1,15 +1,17 @@
 """What a run would cost before it runs."""
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
 from recjax.data.dataset import Dataset
 from recjax.methods.etegrec import train
-from recjax.training import cost_model
+from recjax.training import cost_model, cpu_cost
 
 
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """What a run would take, before it runs: of the recommender's side. cfg, dataset: of the run.
-  -> {name: text}"""
+  -> {name: text, or `cpu_cost.Estimate`}"""
   step, steps, bins = train.trace_step(cfg, dataset)
   model, num_levels = cfg.model, train.num_levels(cfg)
   positions_read = sum(one_bin.history.size for one_bin in bins) * num_levels
@@ -27,4 +29,5 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
     'codes': f'{num_levels} levels of {cfg.semantic_ids.size}, by {cfg.semantic_ids.kind}',
     **cost_model.traced_lines(
       step, steps, positions_read, cfg.train.epochs, cfg.seeds, jax.device_count(), cache_bytes,
-      unit=f'code positions read for {num_targets:,} targets')}
+      unit=f'code positions read for {num_targets:,} targets'),
+    **cpu_cost.traced_lines(step, steps, cfg.train.epochs, cfg.seeds)}

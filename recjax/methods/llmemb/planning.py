@@ -1,5 +1,6 @@
 """What a run would cost before it runs."""
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +14,10 @@ from recjax.models import huggingface, layers, llm, lora
 from recjax.training import cost_model, cpu_cost, text_embedding
 
 
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """What a run would take, by hand count. cfg, dataset: of the run. -> {what: text}"""
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+  """What a run would take, by hand count. cfg, dataset: of the run. -> {what: text or Estimate}"""
   num_items, prompt_tokens = len(dataset.catalog), 120  # tokens of a prompt, typical
-  lines = {}
+  lines: dict[str, Any] = {}
   if variants_lib.needs_llm(cfg):
     shape = llm_shape(cfg)
     flops = llm.flops_per_token(shape, prompt_tokens)

@@ -6,6 +6,7 @@ sequences of a batch, S their length, C distinct items of a batch.
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.llmemb import item_embeddings, variants
 from recjax.models import layers, seqrec
-from recjax.training import cost_model, sequential
+from recjax.training import cost_model, cpu_cost, sequential
 from recjax.training.losses import contrastive
 from recjax.training.workdir import Workdir
 
@@ -138,9 +139,9 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
   return save_models(work, cfg, jax.vmap(full_params)(best), scores, best_epochs)
 
 
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """What the trainings of recommenders take, each over all seeds at once. cfg: the run's config.
-  dataset: of the run. -> {what: text}"""
+  dataset: of the run. -> {what: text, or `cpu_cost.Estimate`}"""
   split, num_items, steps_by_name = (
     splits.make_split(dataset), len(dataset.catalog), {})
   for kind in variants.id_models(cfg):
@@ -160,8 +161,10 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
   return {
     f'{name}: {what}': text
     for name, (step, steps, targets) in steps_by_name.items()
-    for what, text in cost_model.traced_lines(
-      step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets').items()
+    for what, text in {
+      **cost_model.traced_lines(
+        step, steps, targets, cfg.train.epochs, cfg.seeds, jax.device_count(), unit='targets'),
+      **cpu_cost.traced_lines(step, steps, cfg.train.epochs, cfg.seeds)}.items()
   }
 
 

@@ -1,6 +1,7 @@
 """What a run would cost before it runs, and texts for the tiny model."""
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,8 +56,9 @@ def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks:
   return texts
 
 
-def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, str]:
-  """Parameters, operations and time, by hand count. cfg, dataset: of the run. -> {what: text}"""
+def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+  """Parameters, operations and time, by hand count. cfg, dataset: of the run.
+  -> {what: text or Estimate}"""
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((dataset.interactions.lengths() > 3).sum())
