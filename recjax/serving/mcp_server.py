@@ -33,9 +33,11 @@ User = Annotated[str, pydantic.Field(
 
 
 class FoundItems(pydantic.BaseModel):
-  """Items that were found, those bought most first, and how many there are in all."""
+  """Items that were found, those bought most first, how many there are in all, and the query with
+  what was looked for instead of unknown words, or ''."""
   items: list[routes.ShownItem]
   total: int
+  read_as: str
 
 
 def build(service: RecommendationService) -> Any:
@@ -67,14 +69,15 @@ def build(service: RecommendationService) -> Any:
 
   @tool
   async def search(query: str = '', category: Category = '', limit: Limit = 10) -> FoundItems:
-    """Items whose title, brand or category has words that begin as those of the query."""
+    """Items whose title, brand or category has words that begin as those of the query; `read_as`
+    says what was looked for instead of words that no item has."""
     snapshot = service.model().snapshot
     if category:
       allowed_mask(snapshot, category=category)
-    items, total = await asyncio.to_thread(
+    found = await asyncio.to_thread(
         search_words.search, snapshot, query[:200], category or None, 0, limit)
-    return FoundItems(items=[routes.ShownItem(**snapshot.describe(item)) for item in items],
-                      total=total)
+    return FoundItems(items=[routes.ShownItem(**snapshot.describe(item)) for item in found.items],
+                      total=found.total, read_as=found.read_as)
 
   @tool
   async def item(id: str) -> routes.ShownItem:

@@ -153,6 +153,45 @@ class PageTest(absltest.TestCase):
     self.assertEqual(self.text('#source'), 'None yet.')
     self.assertEqual(b.problems, [])
 
+  def test_what_is_found_comes_first_and_slips_are_forgiven(self):
+    b = self.browser
+    b.size(390, 844, True)
+    first = "document.querySelector('#items .card').getBoundingClientRect().top"
+    self.assertGreater(b.run(first), 400)
+    b.run("document.getElementById('query').focus()")
+    b.type('grene ropes')
+    b.until(f'{CARDS} === 7')
+    self.assertLess(b.run(first), 400)
+    self.assertIn('No item has “grene ropes”; shown: “green rope”. 7 items', self.text('#total'))
+    b.run("document.getElementById('query').value = 'qqqqqq'")
+    self.click('#search')
+    b.run("document.getElementById('search').requestSubmit()")
+    b.until(f'{CARDS} === 0')
+    self.assertIn('No item has all of these words', self.text('#total'))
+    self.assertEqual(b.violations(), [])
+    self.assertEqual(b.problems, [])
+
+  def test_an_item_has_an_address_a_price_and_what_goes_with_it(self):
+    b = self.browser
+    self.click('#items .open')
+    b.until("!document.getElementById('one-beside').hidden")
+    self.assertEqual(self.text('#one-title'), 'red kettle 0')
+    self.assertEqual(self.text('#one-price'), self.text('#items .price'))
+    self.assertEqual(self.text('#one-others .open'), 'blue kettle 1')
+    self.assertEqual(b.violations(), [])
+    self.click('#one-others .open')
+    b.until("document.getElementById('one-title').textContent === 'blue kettle 1'")
+    address = b.run('location.href')
+    b.key('Escape')
+    b.until("!document.getElementById('one').open && location.hash === ''")
+    b.go('about:blank')
+    b.go(address)
+    b.until("document.getElementById('one')?.open")
+    self.assertEqual(self.text('#one-title'), 'blue kettle 1')
+    b.run("location.hash = 'item=nix'")
+    b.until("!document.getElementById('trouble').hidden")
+    self.assertIn('no such item', self.text('#trouble'))
+
   def test_hostile_titles_stay_text(self):
     b = self.browser
     for item in fake_service.HOSTILE:

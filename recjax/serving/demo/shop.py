@@ -112,13 +112,14 @@ def add_item_routes(app: fastapi.FastAPI, service: RecommendationService, sessio
   async def find(model: ShortText = '', q: ShortText = '', category: ShortText = '',
                  offset: Annotated[int, fastapi.Query(ge=0, le=10**7)] = 0,
                  limit: Annotated[int, fastapi.Query(ge=1, le=100)] = 24):
-    """Items whose words begin with those of `q`, the best sold first."""
+    """Items whose words begin with those of `q`, the best sold first; `read_as` says what was
+    looked for instead of words that no item has."""
     snapshot = service.model(model).snapshot
     if category:
       allowed_mask(snapshot, category=category)
-    items, total = await run_in_threadpool(search.search, snapshot, q, category or None, offset,
-                                           limit)
-    return {'items': [card(snapshot, item) for item in items], 'total': total}
+    found = await run_in_threadpool(search.search, snapshot, q, category or None, offset, limit)
+    return {'items': [card(snapshot, item) for item in found.items], 'total': found.total,
+            'read_as': found.read_as}
 
   @app.get('/shop/item')
   async def one(id: Annotated[str, fastapi.Query(max_length=500)], model: ShortText = ''):

@@ -64,6 +64,8 @@ function titleButton(item) {
 
 const leafCategory = item => (item.categories || []).at(-1) || '';
 
+const priceOf = item => typeof item.price === 'number' ? item.price.toFixed(2) : item.price || '';
+
 function card(item) {
   const node = createNode('li', undefined, 'card');
   const kind = createNode('p', leafCategory(item) || item.brand || '\u00a0', 'kind');
@@ -71,8 +73,7 @@ function card(item) {
   node.append(kind, titleButton(item));
   if (item.why) node.append(reasonList(item.why));
   const foot = createNode('div', undefined, 'foot');
-  const price = typeof item.price === 'number' ? item.price.toFixed(2) : item.price || '';
-  foot.append(createNode('span', price, 'price'), buyButton(item));
+  foot.append(createNode('span', priceOf(item), 'price'), buyButton(item));
   node.append(foot);
   return node;
 }
@@ -173,9 +174,11 @@ async function loadItems(anew) {
     rows[0]?.querySelector('button').focus();
   }
   offset += rows.length;
+  document.body.classList.toggle('searching', Boolean(q || category));  // what is found comes first
   byId('browse-title').textContent = q ? 'Found' : 'All items';
-  byId('total').textContent = found.total === 0 ? 'No item has all of these words; try fewer.'
-    : `${found.total.toLocaleString()} items, bought most first`;
+  const read = found.read_as ? `No item has “${q}”; shown: “${found.read_as}”. ` : '';
+  byId('total').textContent = read + (found.total === 0 ? 'No item has all of these words; try fewer.'
+    : `${found.total.toLocaleString()} ${found.total === 1 ? 'item' : 'items, bought most first'}`);
   byId('more').hidden = offset >= found.total;
 }
 
@@ -187,9 +190,27 @@ async function openItem({id, request_id}) {
   byId('one-brand').textContent = item.brand || '';
   byId('one-text').textContent = item.description || '';
   byId('one-tags').replaceChildren(...item.tags.map(tag => createNode('li', tag)));
+  byId('one-price').textContent = priceOf(item);
   byId('one-buy').hidden = !item.sold;
+  byId('one-beside').hidden = true;
+  history.replaceState(null, '', `#${new URLSearchParams({item: id})}`);  // to be sent to others
   if (!byId('one').open) byId('one').showModal();
+  byId('one').scrollTop = 0;
   if (request_id) await tell('click', openedItem);
+  const beside = await post('/v1/recommend', {model, history: [id], k: 5});
+  if (openedItem.id !== id) return;
+  byId('one-others').replaceChildren(...beside.items.map(other => {
+    const row = createNode('li');
+    row.append(titleButton(other), createNode('span', priceOf(other), 'price'));
+    return row;
+  }));
+  byId('one-beside').hidden = !beside.items.length;
+}
+
+// An address that names an item opens it.
+async function openNamedItem() {
+  const id = new URLSearchParams(location.hash.slice(1)).get('item');
+  if (id) await openItem({id});
 }
 
 function openEventStream() {
@@ -328,4 +349,9 @@ byId('say').addEventListener('submit', event => {
   byId('words').value = '';
   sendMessage(text);
 });
-withErrorMessage(start)('');
+byId('one').addEventListener('close', () => history.replaceState(null, '', location.pathname));
+window.addEventListener('hashchange', withErrorMessage(openNamedItem));
+withErrorMessage(async () => {
+  await start('');
+  await openNamedItem();
+})();
