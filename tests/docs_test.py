@@ -76,7 +76,9 @@ class PagesTest(parameterized.TestCase):
 
   def test_examples_of_help_are_ones_too(self):
     for verb, module in cli.VERBS.items():
-      self.check(['recjax', verb, *shlex.split(module.EXAMPLE)], 'recjax --help')
+      self.assertGreaterEqual(len(module.EXAMPLES), 2, verb)
+      for example in module.EXAMPLES:
+        self.check(['recjax', verb, *shlex.split(example)], 'recjax --help')
 
   def check(self, words, name):
     """Fails for a command whose file, flag, setting or config argument does not exist."""

@@ -1,6 +1,6 @@
 """The command recjax: a module a verb, each with its flags and what it does.
 
-A verb's module holds HELP, EXAMPLE (what may stand behind `recjax VERB`), WRITES (the flag that
+A verb's module holds HELP, EXAMPLES (what may stand behind `recjax VERB`), WRITES (the flag that
 says where it writes, or ''), `add_flags` and `run`.
 """
 import argparse
@@ -26,9 +26,13 @@ from recjax.cli import (
 )
 from recjax.errors import WorkdirError
 
-VERBS = {'run': run, 'prepare': prepare, 'recommend': recommend, 'chat': chat, 'serve': serve,
-         'events': events, 'mcp': mcp, 'doctor': doctor, 'guide': guide,
-         'compare': compare, 'blend': blend, 'sweep': sweep, 'convert': convert}
+GROUPS = {
+    'data': {'prepare': prepare, 'doctor': doctor, 'guide': guide},
+    'runs': {'run': run, 'sweep': sweep, 'compare': compare, 'blend': blend, 'convert': convert},
+    'recommendations': {'recommend': recommend, 'chat': chat, 'serve': serve, 'mcp': mcp,
+                        'events': events}}
+
+VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
 
 OPEN_ENDED = ('chat', 'serve', 'mcp', 'prepare')  # they wait for people, or tell by themselves
 
@@ -50,15 +54,20 @@ every verb tells more: recjax VERB --help"""
 
 def parser() -> argparse.ArgumentParser:
   """Every verb with its flags."""
+  told = [f'{group}:\n' + '\n'.join(f'  {name:<11} {verb.HELP}' for name, verb in verbs.items())
+          for group, verbs in GROUPS.items()]
   top = argparse.ArgumentParser(
-      prog='recjax', description='Recommendation with language models, on JAX.', epilog=FIRST_HOUR,
+      prog='recjax', usage='recjax [-h] [--version] VERB ...', epilog=FIRST_HOUR,
+      description='\n\n'.join(['Recommendation with language models, on JAX.', *told]),
       formatter_class=argparse.RawDescriptionHelpFormatter)
   top.add_argument('--version', action='version', version=f'recjax {recjax.__version__}')
-  subparsers = top.add_subparsers(dest='verb', required=True, metavar='VERB')
+  subparsers = top.add_subparsers(dest='verb', required=True, metavar='VERB',
+                                  help=argparse.SUPPRESS)
   for name, verb in VERBS.items():
-    flags = subparsers.add_parser(name, help=verb.HELP)
+    flags = subparsers.add_parser(name, prog=f'recjax {name}', description=verb.HELP)
     verb.add_flags(flags)
-    flags.epilog = f'example:\n  recjax {name} {verb.EXAMPLE}'
+    flags.epilog = 'examples:' + ''.join(f'\n  recjax {name} {example}'
+                                         for example in verb.EXAMPLES)
     flags.formatter_class = argparse.RawDescriptionHelpFormatter  # a command stays in one line
   return top
 

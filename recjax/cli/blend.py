@@ -10,7 +10,10 @@ from recjax import run_files, settings
 from recjax.errors import ConfigError
 
 HELP = 'finished runs and classical rows mixed into one recommender, itself a run'
-EXAMPLE = 'checkpoints/sasrec checkpoints/llmemb classical:id_text --out=checkpoints/mix'
+EXAMPLES = (
+    'checkpoints/sasrec checkpoints/llmemb classical:id_text --out=checkpoints/mix',
+    'checkpoints/sasrec checkpoints/betag --weights=0.7,0.3 --out=checkpoints/mix',
+)
 WRITES = 'out'
 
 

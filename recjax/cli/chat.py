@@ -2,7 +2,10 @@
 import argparse
 
 HELP = 'talk to a trained chat model, its items all real'
-EXAMPLE = 'checkpoints/reclm_scientific'
+EXAMPLES = (
+    'checkpoints/reclm_scientific',
+    'checkpoints/reclm_scientific --data=data/toys',
+)
 WRITES = ''
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
   from recjax.report.result_plots import Picture
 
 HELP = 'one table of several runs, with paired tests'
-EXAMPLE = 'checkpoints/a checkpoints/b --against=sasrec --html=compare.html'
+EXAMPLES = (
+    'checkpoints/a checkpoints/b --against=sasrec --html=compare.html',
+    'checkpoints/a checkpoints/b --answers',
+)
 WRITES = 'html'
 
 

@@ -6,7 +6,10 @@ from recjax import base_config, file_io, gguf_file, run_files, settings
 from recjax.errors import ConfigError
 
 HELP = 'the trained model for other programs'
-EXAMPLE = 'checkpoints/betag_scientific --to=peft --out=adapter'
+EXAMPLES = (
+    'checkpoints/betag_scientific --to=peft --out=adapter',
+    'model.gguf --to=hf --out=models/mine',
+)
 WRITES = 'out'
 LAYOUTS = ('peft', 'merged', 'npz', 'samples', 'index', 'vectors', 'hf')
 

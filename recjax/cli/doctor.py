@@ -14,7 +14,10 @@ if TYPE_CHECKING:
   from recjax.evaluation.audit import Check
 
 HELP = 'what is wrong with data, what a test on them can tell, what a config costs'
-EXAMPLE = 'sample --config=configs/betag_scientific.py:paper'
+EXAMPLES = (
+    'data/mine --audit --html=audit.html',
+    'sample --config=configs/betag_scientific.py:paper',
+)
 WRITES = 'html'
 LEVELS = ('error', 'warning', 'note', 'ok')
 

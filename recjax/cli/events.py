@@ -9,7 +9,10 @@ from typing import Any
 from recjax.errors import ConfigError
 
 HELP = 'what users did: to train on, and to judge models by'
-EXAMPLE = 'report --events=recjax-events.sqlite'
+EXAMPLES = (
+    'report --events=recjax-events.sqlite',
+    'export --events=recjax-events.sqlite --data=data/mine --out=log.jsonl',
+)
 WRITES = 'out'
 DEFAULT_PLACE = 'recjax-events.sqlite'
 TYPES = ('view', 'click', 'cart', 'purchase')

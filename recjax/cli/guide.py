@@ -5,7 +5,10 @@ import pathlib
 from recjax.errors import ConfigError
 
 HELP = 'which method for these data on this machine, how long it takes, and its command'
-EXAMPLE = 'data/mine\n  recjax guide data/mine --weights=models/SmolLM2-135M-Instruct'
+EXAMPLES = (
+    'data/mine',
+    'data/mine --weights=models/SmolLM2-135M-Instruct',
+)
 WRITES = ''
 
 

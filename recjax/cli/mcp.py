@@ -8,7 +8,10 @@ import threading
 from recjax.cli import events as events_cli
 
 HELP = 'trained runs as tools of assistants (Model Context Protocol)'
-EXAMPLE = 'checkpoints/sequential_beauty'
+EXAMPLES = (
+    'checkpoints/sequential_beauty',
+    'checkpoints/sequential_beauty --http --port=8001',
+)
 WRITES = ''
 
 

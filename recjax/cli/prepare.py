@@ -8,7 +8,10 @@ from recjax.data.prepare import cli as sources
 from recjax.errors import ConfigError
 
 HELP = 'raw files to a data set'
-EXAMPLE = 'table log.csv --columns=user=customer,item=sku --out=data/mine'
+EXAMPLES = (
+    'table log.csv --columns=user=customer,item=sku --out=data/mine',
+    'table more.csv --update=data/mine --out=data/newer',
+)
 WRITES = 'out'
 READ = ('interactions', 'items', 'reviews', 'meta', 'games', 'file', 'folder')  # flags of what is
 MADE = ('prepared.json', 'README.md')  # beside items and sequences

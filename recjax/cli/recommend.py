@@ -5,7 +5,10 @@ from recjax import settings
 from recjax.errors import ConfigError
 
 HELP = 'items for a history, a user, or a file of users'
-EXAMPLE = 'checkpoints/betag_scientific --user=U00001 --k=5'
+EXAMPLES = (
+    'checkpoints/betag_scientific --user=U00001 --k=5',
+    'checkpoints/mine --input=histories.jsonl --output=lists.parquet',
+)
 WRITES = 'output'
 
 

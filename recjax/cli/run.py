@@ -9,7 +9,10 @@ from absl import app, flags
 from recjax import main as experiments
 
 HELP = 'an experiment, from its first unfinished stage on'
-EXAMPLE = 'betag_scientific:data=data/mine --workdir=checkpoints/mine --config.seed=1'
+EXAMPLES = (
+    'betag_scientific:data=data/mine --workdir=checkpoints/mine --config.seed=1',
+    'sequential_beauty:paper,data=data/beauty,model=gru4rec',
+)
 WRITES = ''
 
 

@@ -13,7 +13,10 @@ from recjax.cli import events as events_cli
 from recjax.errors import ConfigError
 
 HELP = 'trained runs over HTTP, and a web shop'
-EXAMPLE = 'checkpoints/betag_scientific checkpoints/sequential_beauty'
+EXAMPLES = (
+    'checkpoints/betag_scientific checkpoints/sequential_beauty',
+    'checkpoints/mine --events=recjax-events.sqlite --no-shop',
+)
 WRITES = ''
 DEFAULTS: dict[str, Any] = dict(
     workdirs=(), host='127.0.0.1', port=8000, unix_socket='', data=(), later=None, catalog=None,

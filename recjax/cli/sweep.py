@@ -7,7 +7,10 @@ import sys
 from recjax import experiment, settings
 
 HELP = 'a grid of settings and seeds, the best by validation'
-EXAMPLE = '--config=configs/sequential_beauty.py --set optim.lr=1e-3,3e-3 --seeds=3'
+EXAMPLES = (
+    '--config=configs/sequential_beauty.py --set optim.lr=1e-3,3e-3 --seeds=3',
+    '--config=configs/tiger_beauty.py --set train.batch=128,256 --out=checkpoints/sweep',
+)
 WRITES = 'out'
 
 
