@@ -36,6 +36,9 @@ SECURITY_HEADERS = {
     'Permissions-Policy': 'camera=(), microphone=(), geolocation=()'}
 # A JSON string, to the end where it is not closed, so that nothing is read twice; or a bracket.
 JSON_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+READ_HEADERS = (b'host', b'origin', b'authorization', b'x-api-key')
+ENCODED_HEADERS = [(name.lower().encode(), value.encode())
+                   for name, value in SECURITY_HEADERS.items()]
 log = logging.getLogger('recjax')
 
 
@@ -104,7 +107,8 @@ class LimitsMiddleware:
 
   def _admit(self, scope):
     """Raises RequestError for too many requests, a foreign host or page, a wrong key."""
-    headers = {k.decode('latin1'): v.decode('latin1') for k, v in scope['headers']}
+    headers = {k.decode('latin1'): v.decode('latin1') for k, v in scope['headers']
+               if k in READ_HEADERS}
     limits = self.limits
     if self.running > limits.max_concurrent:
       raise RequestError(503, f'{limits.max_concurrent} requests are being answered; try again',
@@ -164,9 +168,7 @@ class LimitsMiddleware:
 def with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
   """Returns `headers` of an answer, as ASGI has them, with those of SECURITY_HEADERS it lacks."""
   present = {name.lower() for name, _ in headers}
-  return [*headers, *((name.lower().encode(), value.encode())
-                      for name, value in SECURITY_HEADERS.items()
-                      if name.lower().encode() not in present)]
+  return [*headers, *(header for header in ENCODED_HEADERS if header[0] not in present)]
 
 
 def is_nested_too_deep(body: bytes) -> bool:

@@ -23,6 +23,7 @@ class Metrics:
     self._requests = prometheus_client.Counter(
         'recjax_requests', 'Requests answered', ('route', 'method', 'status'),
         registry=self.registry)
+    self._of_requests: dict[tuple[str, str, int], tuple[Any, Any]] = {}
     self._request_seconds = prometheus_client.Histogram(
         'recjax_request_seconds', "From a request's head to its answer's end", ('route',),
         buckets=SECONDS_BUCKETS, registry=self.registry)
@@ -54,8 +55,12 @@ class Metrics:
     """
     route = getattr(scope.get('route'), 'path', 'none')
     method = scope['method'] if scope['method'] in HTTP_METHODS else 'other'
-    self._requests.labels(route, method, str(status)).inc()
-    self._request_seconds.labels(route).observe(seconds)
+    if (route, method, status) not in self._of_requests:  # finding them by labels takes as long
+      self._of_requests[route, method, status] = (
+          self._requests.labels(route, method, str(status)), self._request_seconds.labels(route))
+    count, histogram = self._of_requests[route, method, status]
+    count.inc()
+    histogram.observe(seconds)
 
   def observe_batch(self, kind: str, model: str, size: int, seconds: float) -> None:
     """Counts one batch. kind: 'recommend' or 'chat'. model: its name. size: requests in it.

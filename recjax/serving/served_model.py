@@ -142,8 +142,9 @@ class ServedModel:
       if not mask.any():
         return [[] for _ in queries]
     items, scores = self.recommender.top_items(histories, k, False, mask)
-    return [[(int(item), float(score)) for item, score in zip(*row) if item]
-            for row in zip(items, scores)]
+    return [[(item, score) for item, score in zip(
+        np.asarray(found).tolist(), np.asarray(of_found).tolist()) if item]
+            for _, found, of_found in zip(queries, items, scores)]
 
   def top_items(self, histories: Sequence[Sequence[int] | np.ndarray], k: int,
                 exclude_seen: bool = True, mask: np.ndarray | None = None

@@ -23,6 +23,7 @@ KEY_ENV = 'RECJAX_API_KEY'
 BACKLOG = 1024  # connections that the system holds until they are taken
 SHUTDOWN_SECONDS = 20  # that requests under way have to end
 KEEP_ALIVE_SECONDS = 15  # that a connection may wait for its next request
+MAX_HEAD_BYTES = 16 << 10  # of a request
 CONNECTIONS_PER_REQUEST = 4  # connections that may be open for each request at a time
 
 
@@ -190,7 +191,7 @@ def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
   import uvicorn
   settings = service.settings
   config = uvicorn.Config(
-      app, settings.host, settings.port, http='h11', ws='none',
+      app, settings.host, settings.port, http=limited_protocol(), ws='none',
       lifespan=lifespan, log_level='warning', access_log=False, server_header=False,
       timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG,
       limit_concurrency=CONNECTIONS_PER_REQUEST * settings.max_concurrent,
@@ -207,6 +208,31 @@ def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
             f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
       service.is_closing = self.should_exit = True
   return Server(config)
+
+
+def limited_protocol() -> Any:
+  """Returns uvicorn's protocol of httptools, which has no limit for a request's head, with one."""
+  from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+  class LimitedProtocol(HttpToolsProtocol):
+    """Ends a connection on which more than MAX_HEAD_BYTES came after the first piece of a head, and
+    the head is not whole."""
+    is_in_head, head_bytes = False, 0
+
+    def data_received(self, data: bytes) -> None:
+      self.head_bytes = self.head_bytes + len(data) if self.is_in_head else 0
+      super().data_received(data)
+      if self.is_in_head and self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        self.send_400_response('the head of the request is too long')
+
+    def on_message_begin(self) -> None:
+      self.is_in_head = True
+      super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+      self.is_in_head = False
+      super().on_headers_complete()
+  return LimitedProtocol
 
 
 def listen(service: RecommendationService, log: Callable[..., None] = print,

@@ -31,6 +31,7 @@ from recjax.text.llm_api import ApiConfig
 
 INTEREST_WORKERS = 8  # interests that are asked for at a time
 EVENT_BATCH, MAX_WAITING_EVENTS = 256, 4096  # requests whose events are written together, and wait
+WATCH_SECONDS = 0.05  # after which somebody looks whether the client of an answer is still there
 log = logging.getLogger('recjax')
 
 
@@ -209,25 +210,31 @@ class RecommendationService:
     nobody can go away. batcher: the queue. query: what it takes. Raises RequestError.
     """
     try:
-      future = batcher.submit(query)
+      answer = batcher.ask(query)
     except QueueFull as error:
       raise RequestError(503, f'{error}; try again', {'Retry-After': '1'}) from None
-    answer = asyncio.wrap_future(future)
-    disconnect = asyncio.ensure_future(wait_for_disconnect(request) if request else
-                                       asyncio.get_running_loop().create_future())
+    loop, watch = asyncio.get_running_loop(), []
+    timer = loop.call_later(WATCH_SECONDS, lambda: watch.append(
+        loop.create_task(self._give_up(request, answer))))
     try:
-      await asyncio.wait({answer, disconnect}, timeout=self.settings.answer_seconds,
-                         return_when=asyncio.FIRST_COMPLETED)
-      if answer.done():
-        return answer.result()
-      if disconnect.done():
-        raise RequestError(CLIENT_CLOSED_REQUEST, 'gone')
-      raise RequestError(504, f'no answer in {self.settings.answer_seconds:g} s')
+      return await answer
     except UserError as error:
       raise RequestError(422, str(error)) from error
     finally:
-      disconnect.cancel()
-      answer.cancel()
+      timer.cancel()
+      for task in watch:
+        task.cancel()
+
+  async def _give_up(self, request: fastapi.Request | None, answer: asyncio.Future) -> None:
+    """Ends the wait for an answer whose client goes away, or that takes too long."""
+    error = RequestError(CLIENT_CLOSED_REQUEST, 'gone')
+    try:
+      async with asyncio.timeout(self.settings.answer_seconds - WATCH_SECONDS):
+        await (wait_for_disconnect(request) if request else asyncio.Event().wait())
+    except TimeoutError:
+      error = RequestError(504, f'no answer in {self.settings.answer_seconds:g} s')
+    if not answer.done():
+      answer.set_exception(error)
 
   async def recommend(self, request: fastapi.Request | None, model: ServedModel,
                       history: Sequence[int], k: int, allowed: np.ndarray
