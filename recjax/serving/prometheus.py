@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import prometheus_client
+from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -88,3 +89,24 @@ class Metrics:
   def render(self) -> bytes:
     """Returns all metrics in Prometheus' text format."""
     return prometheus_client.generate_latest(self.registry)
+
+
+def merge_metrics(texts: Mapping[int, bytes]) -> bytes:
+  """Returns the metrics of several workers as one text, in which a label `worker` tells whose each
+  is. texts: of `Metrics.render`, by the worker's number."""
+  families: dict[str, Any] = {}
+  for number, text in texts.items():
+    for family in text_string_to_metric_families(text.decode()):
+      samples = [sample._replace(labels={**sample.labels, 'worker': str(number)})
+                 for sample in family.samples]
+      if family.name in families:
+        families[family.name].samples += samples
+      else:
+        family.samples, families[family.name] = samples, family
+
+  class Collected(prometheus_client.registry.Collector):
+    def collect(self) -> Iterable[Any]:
+      return families.values()
+  registry = prometheus_client.CollectorRegistry()
+  registry.register(Collected())
+  return prometheus_client.generate_latest(registry)

@@ -346,10 +346,13 @@ def open_run(module: ModuleType, workdir: str | os.PathLike, chat_data: Sequence
   return recommender, chat_model, tags
 
 
-def warm_up_all(models: Mapping[str, ServedModel]) -> None:
-  """Warms up all `models`, {name: model}, each in a thread of its own; returns at once."""
-  for model in models.values():
-    threading.Thread(target=model.warm_up, name=f'warm up {model.name}', daemon=True).start()
+def warm_up_all(models: Mapping[str, ServedModel]) -> list[threading.Thread]:
+  """Warms up all `models`, {name: model}, each in a thread of its own; returns these at once."""
+  threads = [threading.Thread(target=model.warm_up, name=f'warm up {model.name}', daemon=True)
+             for model in models.values()]
+  for thread in threads:
+    thread.start()
+  return threads
 
 
 def describe_models(models: Mapping[str, ServedModel], workdirs: Iterable[str]) -> list[str]:
