@@ -189,16 +189,16 @@ def replace(child: Child, serve: Callable[..., None], sockets: Sequence[socket.s
   """Returns a new process in the place of one that died.
 
   child: that died. serve, sockets: see `supervise`. was_ready: whether a worker of this place ever
-  was. Raises SystemExit where none was.
+  was. Raises SystemExit where none was, and this one says by its exit code that none can be.
   """
   child.process.join()
   child.pipe.close()
   code = child.process.exitcode
   how = f'signal {-code}' if code is not None and code < 0 else f'code {code}'
   place = f'worker {child.worker.number} (process {child.process.pid}) ended with {how}'
-  if not was_ready:
+  if not was_ready and code and code > 0:
     log.error('%s before it was ready; the others end, too', place)
-    raise SystemExit(code if code and code > 0 else 1)
+    raise SystemExit(code)
   log.error('%s; it is started anew', place)
   if not child.is_ready:
     time.sleep(RESTART_SECONDS)
