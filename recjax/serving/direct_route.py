@@ -4,7 +4,7 @@ What is sound is read by the same pydantic model and answered by the same functi
 route; everything else, errors too, goes to FastAPI as it came, so that there is one text of each.
 """
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fastapi
@@ -27,6 +27,7 @@ class DirectRoute:
 
   def __init__(self, app: fastapi.FastAPI, service: RecommendationService):
     self.app, self.service = app, service
+    self._handlers: Mapping[Any, Any] = app.exception_handlers
     self._route = next(route for route in app.routes if getattr(route, 'path', '') == PATH)
 
   async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
@@ -49,7 +50,7 @@ class DirectRoute:
       answer = await routes.recommendation(self.service, body, request)
     except (RequestError, UserError) as error:
       kind = RequestError if isinstance(error, RequestError) else UserError
-      response = await self.app.exception_handlers[kind](request, error)
+      response = await self._handlers[kind](request, error)
       await response(scope, receive, send)
       return
     content = encode_json(answer)

@@ -287,10 +287,11 @@ def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
 
     def handle_exit(self, sig: int, frame: Any) -> None:
       self.force_exit = self.should_exit and sig == signal.SIGINT
-      if not self.should_exit:
-        log(f'{signal.Signals(sig).name}: no new connections; what is under way '
-            f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
-      service.is_closing = self.should_exit = True
+      is_first, service.is_closing, self.should_exit = not self.should_exit, True, True
+      if is_first:
+        with contextlib.suppress(BrokenPipeError):  # whoever read this may be gone, too
+          log(f'{signal.Signals(sig).name}: no new connections; what is under way '
+              f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
   return Server(config)
 
 

@@ -137,8 +137,9 @@ def work(worker: Worker, serve: Callable[..., None], sockets: Sequence[socket.so
   except Exception:
     log.exception('worker %d failed', worker.number)
     code = 1
-  sys.stdout.flush()
-  sys.stderr.flush()
+  with contextlib.suppress(BrokenPipeError):  # of a parent that is gone
+    sys.stdout.flush()
+    sys.stderr.flush()
   os._exit(code)  # a model that still warms would abort an end in order
 
 

@@ -213,6 +213,8 @@ class WorkersTest(absltest.TestCase):
     self.assertTrue(settled(ready))
     after = self.children(process)
     self.assertLen(after & before, 1)
+    process.stdout.close()  # as a terminal that is gone: nothing that is said there keeps them
+    process.stderr.close()
     process.kill()
     process.wait(LONG)
     self.assertTrue(settled(lambda: not any(os.path.exists(f'/proc/{pid}') for pid in after)))
