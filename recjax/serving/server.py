@@ -41,7 +41,8 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
   Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
   settings = dataclasses.replace(settings, api_key=key_of_environment())
-  import uvicorn  # noqa: F401  if it is missing, before models are read, which takes a while
+  import httptools  # noqa: F401  if one is missing, before models are read, which takes a while
+  import uvicorn  # noqa: F401
   set_up_log()
   check_workers(settings)
   opened = functools.partial(open_service, list(map(str, workdirs)), tuple(chat_data), items_file,

@@ -26,15 +26,14 @@ JSON = {'Content-Type': 'application/json'}
 
 class DirectRouteTest(parameterized.TestCase):
 
-  def setUp(self):
-    super().setUp()
-    service = fake_service.service()
-    self.short, whole = apps.create_app(service), apps.create_app(fake_service.service())
-    whole.app = whole.app.app  # FastAPI alone
-    self.https = []
-    for found, app in ((service, self.short), (fake_service.service(), whole)):
-      found.app = app
-      self.https.append(app_test.client(found))
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    services = [fake_service.service() for _ in range(2)]
+    for service in services:
+      service.app = apps.create_app(service)
+    services[1].app.app = services[1].app.app.app  # FastAPI alone
+    cls.https = [app_test.client(service) for service in services]
 
   def both(self, body, headers, path='/v1/recommend'):
     """What both ways say to a body: status, headers and what can be equal of the answer."""
@@ -73,8 +72,10 @@ class DirectRouteTest(parameterized.TestCase):
   def test_fastapi_is_not_asked_for_what_is_sound(self):
     async def never(scope, receive, send):
       raise AssertionError('asked')
-    self.short.app.app = never
-    http = self.https[0]
+    service = fake_service.service()
+    service.app = apps.create_app(service)
+    service.app.app.app = never
+    http = app_test.client(service)
     answer = http.post('/v1/recommend?x=1', json={'history': ['i3'], 'k': 2})
     self.assertEqual(app_test.ids(answer), ['i4', 'i5'])
     with self.assertLogs('recjax', 'ERROR'):
