@@ -11,7 +11,6 @@ import fastapi
 import orjson
 import pydantic
 
-from recjax.errors import UserError
 from recjax.serving import routes
 from recjax.serving.http_errors import RequestError
 from recjax.serving.service import RecommendationService
@@ -48,9 +47,8 @@ class DirectRoute:
     request = fastapi.Request(scope, receive)
     try:
       answer = await routes.recommendation(self.service, body, request)
-    except (RequestError, UserError) as error:
-      kind = RequestError if isinstance(error, RequestError) else UserError
-      response = await self._handlers[kind](request, error)
+    except RequestError as error:
+      response = await self._handlers[RequestError](request, error)
       await response(scope, receive, send)
       return
     content = encode_json(answer)
