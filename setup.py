@@ -18,8 +18,8 @@ DATA = ['duckdb>=2.0', 'tensorflow-datasets>=4.9.10', 'array-record>=0.8', 'grai
         'sqlalchemy>=2.0.40']
 BEAM = ['apache-beam>=2.77']
 GGUF = ['gguf>=0.19']
-SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'prometheus-client>=0.20',
-         'fastapi-offline>=1.7', 'sqlalchemy>=2.0.40', 'alembic>=1.15']
+SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'uvloop>=0.20', 'httptools>=0.6.4', 'orjson>=3.10',
+         'prometheus-client>=0.20', 'fastapi-offline>=1.7', 'sqlalchemy>=2.0.40', 'alembic>=1.15']
 POSTGRES = ['psycopg>=3.2', 'psycopg-binary>=3.2']
 MCP = ['mcp>=2']
 TEST = ['hypothesis>=6.100', 'ruff>=0.13', 'httpx>=0.27', 'openai>=3', 'schemathesis>=4',

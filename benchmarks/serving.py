@@ -3,6 +3,7 @@
   python -m benchmarks.serving WORKDIR [WORKDIR ...] [--seconds=300] [--clients=64]
   python -m benchmarks.serving WORKDIR --part=attack [--seconds=60]
   python -m benchmarks.serving [WORKDIR ...] --part=ratio [--items=1000 100000] [--width=64]
+  python -m benchmarks.serving WORKDIR --part=before --before=DIR [--workers 1 2] [--asks=2048]
 
 load: starts `recjax serve` and sends recommendations with filters, interests, searches, purchases,
 event streams and, where a run converses, chat. Every client has canary items of its own: what it is
@@ -16,6 +17,11 @@ ratio: the same model, a trained run or a random SASRec, behind two servers, one
 one request at a time; throughput is measured by turns: of the model called with as many as it
 answers together or with 1, of its queue, and through HTTP by a process of clients; and whether the
 items are equal.
+before: this code against that of DIR, a checkout of another version (`git worktree add --detach
+DIR REVISION`): `recjax serve` of each, of this one with each number of workers, and an application
+of uvicorn with httptools that answers every request with one constant, by turns in one run, of
+which a process of its own asks; answers must be equal first. Requests a second, p50 and p99, and
+the processor time that the asking process took, in cores.
 """
 import argparse
 import asyncio
@@ -47,7 +53,8 @@ from recjax.data.loading import save_data
 def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('workdirs', nargs='*')
-  parser.add_argument('--part', choices=('load', 'attack', 'ratio'), default='load')
+  parser.add_argument('--part', choices=('load', 'attack', 'ratio', 'before', 'constant'),
+                      default='load')
   parser.add_argument('--seconds', type=float, default=300)
   parser.add_argument('--clients', type=int, default=64)
   parser.add_argument('--pause', type=float, default=0.0, help='seconds between requests, about')
@@ -58,8 +65,14 @@ def main():
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--port', type=int, default=8765)
   parser.add_argument('--events', default='', help='the database of events, for --part=load')
+  parser.add_argument('--before', help='a checkout of the version to compare with')
+  parser.add_argument('--workers', type=int, nargs='+', default=[1, 2])
   args = parser.parse_args()
-  if args.part == 'ratio':
+  if args.part == 'constant':
+    constant(args.port)
+  elif args.part == 'before':
+    before(args)
+  elif args.part == 'ratio':
     kinds = [trained(w) for w in args.workdirs] or [random_model(args, n) for n in args.items]
     with concurrent.futures.ProcessPoolExecutor(
         1, multiprocessing.get_context('spawn')) as clients:
@@ -439,6 +452,139 @@ def over_http(port, asks, clients):
     await asyncio.gather(*(one() for _ in range(clients)))
     return out
   return asyncio.run(every())
+
+
+def before(args):
+  """Two versions, a process each or several, by turns."""
+  own = pathlib.Path(__file__).resolve().parents[1]
+  serve = ['-m', 'recjax', 'serve', *args.workdirs, '--events=none', '--no-shop']
+  sides = {'before': (args.before, serve)}
+  for count in args.workers:
+    more = [f'--workers={count}'] if count > 1 else []
+    sides[f'now, {count} worker' + 's' * (count > 1)] = own, [*serve, *more]
+  sides['a constant'] = own, [__file__, '--part=constant']
+  servers, ports = [], {}
+  try:
+    for number, (name, (root, words)) in enumerate(sides.items()):
+      ports[name] = args.port + number
+      servers.append(subprocess.Popen(
+          [sys.executable, *words, f'--port={ports[name]}'], cwd=root,
+          stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH': str(root)}))
+      await_status(f'http://127.0.0.1:{ports[name]}/readyz', time.monotonic(), servers[-1])
+    time.sleep(max(args.workers))  # the other workers of a server are ready soon after the first
+    with concurrent.futures.ProcessPoolExecutor(
+        1, multiprocessing.get_context('spawn')) as pool:
+      compare(args, ports, lambda *given: pool.submit(asked, *given).result())
+  finally:
+    for server in servers:
+      server.terminate()
+    for server in servers:
+      server.wait(60)
+
+
+def compare(args, ports, ask):
+  """Prints what each side did. ports: by name. ask: as `asked`, in a process of its own."""
+  dataset = faces.load(args.workdirs[0])[1]
+  rng = random.Random(0)
+  bodies = [json.dumps({'history': rng.sample(dataset.catalog.ids, rng.randint(1, 30))}).encode()
+            for _ in range(args.asks)]
+  answers = {name: [json.loads(answer) for answer in ask(port, bodies[:256], args.clients)[0]]
+             for name, port in ports.items() if name != 'a constant'}
+  scores = {name: [[item.pop('score') for item in answer['items']] for answer in found]
+            for name, found in answers.items()}
+  for name, found in answers.items():
+    assert found == answers['before'], f'{name} answers otherwise'
+    np.testing.assert_allclose(scores[name], scores['before'], rtol=1e-4, atol=1e-4)
+  print(f'{len(found)} answers equal on all sides')
+  for clients in (args.clients, 1):
+    some = bodies if clients > 1 else bodies[:len(bodies) // 4]
+    rates, times, cores = (collections.defaultdict(list) for _ in range(3))
+    for turn in range(args.rounds + 1):
+      for name, port in ports.items():
+        _, seconds, wall, used = ask(port, some, clients)
+        if turn:  # the first one warms up
+          rates[name].append(len(some) / wall)
+          times[name].append(np.percentile(seconds, (50, 99)) * 1e3)
+          cores[name].append(used / wall)
+    base = statistics.median(rates['before'])
+    for name in ports:
+      rate = statistics.median(rates[name])
+      p50, p99 = np.median(times[name], axis=0)
+      print(f'{clients} clients, {name}: {rate:.0f} a second ({min(rates[name]):.0f} to '
+            f'{max(rates[name]):.0f}), {rate / base:.2f}x; p50 {p50:.1f} ms, p99 {p99:.1f} ms, '
+            f'{p99 / p50:.1f}x; the asking process {statistics.median(cores[name]):.2f} cores')
+
+
+class Asking(asyncio.Protocol):
+  """One connection that sends the next request when it has an answer; little more than a socket.
+  left: (row, request) to send. answers, seconds: by row. done: a future."""
+
+  def __init__(self, left, answers, seconds, done):
+    self.left, self.answers, self.seconds, self.done = left, answers, seconds, done
+    self.text = b''
+
+  def connection_made(self, transport):
+    self.transport = transport
+    self.next()
+
+  def next(self):
+    if not self.left:
+      self.transport.close()
+      self.done.set_result(None)
+      return
+    self.row, request = self.left.pop()
+    self.begun = time.perf_counter()
+    self.transport.write(request)
+
+  def data_received(self, data):
+    self.text += data
+    head, end, body = self.text.partition(b'\r\n\r\n')
+    if not end:
+      return
+    length = int(head.lower().partition(b'content-length:')[2].partition(b'\r')[0])
+    if len(body) >= length:
+      assert head.startswith(b'HTTP/1.1 200'), self.text
+      self.seconds[self.row], self.answers[self.row] = time.perf_counter() - self.begun, body
+      self.text = b''
+      self.next()
+
+  def connection_lost(self, error):
+    if not self.done.done():
+      self.done.set_exception(error or ConnectionError('closed by the server'))
+
+
+def asked(port, bodies, clients):
+  """All bodies posted, `clients` at a time. -> answers, seconds of each, seconds, of them CPU"""
+  import uvloop
+  answers, seconds = [b''] * len(bodies), [0.0] * len(bodies)
+  head = ('POST /v1/recommend HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n'
+          'Content-Length: ')
+  left = [(row, f'{head}{len(body)}\r\n\r\n'.encode() + body) for row, body in enumerate(bodies)]
+
+  async def every():
+    loop = asyncio.get_running_loop()
+    ends = [loop.create_future() for _ in range(clients)]
+    for end in ends:
+      await loop.create_connection(lambda end=end: Asking(left, answers, seconds, end),
+                                   '127.0.0.1', port)
+    await asyncio.gather(*ends)
+  begun, used = time.perf_counter(), time.process_time()
+  uvloop.run(every())
+  return answers, seconds, time.perf_counter() - begun, time.process_time() - used
+
+
+def constant(port):
+  """What uvicorn and httptools do when an application does nothing."""
+  import uvicorn
+  body = json.dumps({'items': [{'id': 'x' * 5, 'title': 't' * 100, 'description': 'd' * 150}] * 10})
+
+  async def app(scope, receive, send):
+    while (await receive()).get('more_body'):
+      pass
+    await send({'type': 'http.response.start', 'status': 200, 'headers': [
+        (b'content-type', b'application/json'), (b'content-length', str(len(body)).encode())]})
+    await send({'type': 'http.response.body', 'body': body.encode()})
+  uvicorn.run(app, port=port, http='httptools', lifespan='off', access_log=False)
 
 
 if __name__ == '__main__':

@@ -28,8 +28,8 @@ AFTERWARDS = ('Event loop is closed', 'handle is closed')  # of threads whose ca
 SHORT = re.compile(r'\d+ requested and \d+ written')  # of numpy
 # Modules that come with an extra of the package, as setup.py lists them.
 EXTRAS = {
-    'serve': ('fastapi', 'uvicorn', 'prometheus_client', 'pydantic', 'starlette',
-              'fastapi_offline', 'sqlalchemy', 'alembic'),
+    'serve': ('fastapi', 'uvicorn', 'uvloop', 'httptools', 'orjson', 'prometheus_client',
+              'pydantic', 'starlette', 'fastapi_offline', 'sqlalchemy', 'alembic'),
     'postgres': ('psycopg', 'psycopg_binary'),
     'mcp': ('mcp',),
     'data': ('duckdb', 'tensorflow_datasets', 'array_record', 'grain', 'importlib_resources',

@@ -602,7 +602,8 @@ class PortTest(parameterized.TestCase):
 
 class ExtraTest(parameterized.TestCase):
 
-  @parameterized.parameters('fastapi', 'uvicorn', 'prometheus_client', 'fastapi_offline')
+  @parameterized.parameters('fastapi', 'uvicorn', 'httptools', 'prometheus_client',
+                            'fastapi_offline')
   def test_serving_without_its_packages(self, name):
     with mock.patch.dict(sys.modules):
       for module in [m for m in sys.modules if m.startswith('recjax.serving')]:

@@ -22,7 +22,7 @@ DEFAULTS: dict[str, Any] = dict(
     workdirs=(), host='127.0.0.1', port=8000, unix_socket='', data=(), later=None, catalog=None,
     catalogue=None, timeout=60.0, most=256, keys='', rate=0.0, burst=100, interests_url='',
     interests_model='', events=events_cli.DEFAULT_PLACE, history_types='purchase', split='',
-    access_log='', log_histories=False, shop=True, options='')
+    workers=1, access_log='', log_histories=False, shop=True, options='')
 ENVIRONMENT = 'RECJAX_SERVE_'  # and the name of a flag: RECJAX_SERVE_PORT
 SWITCHES = ('shop', 'log_histories')
 
@@ -49,6 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   add('--timeout', type=settings.flag(float, 'above 0'), help='seconds that an answer may take '
       '(default 60)')
   add('--most', type=settings.flag(int, 'at least 1'), help='requests at a time (default 256)')
+  add('--workers', type=settings.flag(int, 'at least 1'), help='processes that answer at the one '
+      'address, each with the models in its own memory, on the CPU and with --no-shop (default 1)')
   add('--keys', metavar='FILE', help='keys that requests must carry, TOML: [shop], key = "...", '
       'rate = 50, burst = 100')
   add('--rate', type=settings.flag(float, 'at least 0'), help='requests a second in the long run, '
@@ -90,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
       interests_model=args.interests_model, keys=args.keys, rate=args.rate, burst=args.burst,
       access_log=args.access_log, log_histories=args.log_histories,
       events='' if args.events == 'none' else args.events, split=args.split,
-      history_types=events_cli.parse_types(args.history_types, '--history-types'))
+      history_types=events_cli.parse_types(args.history_types, '--history-types'),
+      workers=args.workers)
   server.run(args.workdirs, server_settings, args.data, args.catalog, args.later)
   if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
     sys.stdout.flush()

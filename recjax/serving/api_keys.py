@@ -1,8 +1,10 @@
 """Who may ask, and how often: keys by name, each with a bucket of tokens that fills steadily."""
 import dataclasses
+import fcntl
 import hmac
 import os
 import pathlib
+import struct
 import time
 import tomllib
 from collections.abc import Mapping
@@ -44,17 +46,47 @@ class TokenBucket:
     return (1 - self._tokens) / self.rate
 
 
+class SharedTokenBucket(TokenBucket):
+  """A bucket of several processes.
+
+  rate, burst, clock: as TokenBucket has them. path: of the file that holds its state; where it is
+  not there yet, the bucket is full.
+  """
+
+  def __init__(self, rate: float, burst: int, path: str | os.PathLike,
+               clock: Any = time.monotonic):
+    super().__init__(rate, burst, clock)
+    self._file = open(path, 'a+b', buffering=0)  # noqa: SIM115  it lives as long as the bucket
+
+  def take(self) -> float:
+    """Takes a token, as TokenBucket does."""
+    fcntl.flock(self._file, fcntl.LOCK_EX)  # the system gives it back where a process dies
+    try:
+      if state := os.pread(self._file.fileno(), 16, 0):
+        self._tokens, self._at = struct.unpack('dd', state)
+      wait = super().take()
+      self._file.truncate(0)
+      self._file.write(struct.pack('dd', self._tokens, self._at))
+      return wait
+    finally:
+      fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
 class KeyRing:
   """The keys of a server.
 
   keys: all of them; none where everybody may ask. default: rate and burst of those who need no key.
+  folder: where buckets are that several processes share, '' where one process asks alone.
   """
 
-  def __init__(self, keys: tuple[ApiKey, ...] = (), default: tuple[float, int] = (0.0, 1)):
+  def __init__(self, keys: tuple[ApiKey, ...] = (), default: tuple[float, int] = (0.0, 1),
+               folder: str = ''):
     self.keys = keys
     limits = {key.name: (key.rate, key.burst) for key in keys} or {ANYBODY: default}
-    self._buckets = {name: TokenBucket(rate, burst) for name, (rate, burst) in limits.items()
-                     if rate}
+    self._buckets = {
+        name: SharedTokenBucket(rate, burst, f'{folder}/{number}.bucket') if folder else
+        TokenBucket(rate, burst)
+        for number, (name, (rate, burst)) in enumerate(limits.items()) if rate}
 
   def name_of(self, secret: str) -> str | None:
     """Returns the name of the key that a request carries, None for a wrong one. secret: of the

@@ -15,6 +15,7 @@ from recjax.errors import UserError
 from recjax.serving import (
   api_docs,
   chat_completions,
+  direct_route,
   event_routes,
   limits,
   reclm_api,
@@ -76,8 +77,9 @@ def create_app(service: RecommendationService) -> limits.LimitsMiddleware:
     shop.add_routes(app, service)
   is_local = settings.host in limits.LOCAL_HOSTS and not settings.unix_socket
   middleware = limits.LimitsMiddleware(
-      app, limits.RequestLimits(service.keys, limits.LOCAL_HOSTS if is_local else (),
-                                settings.max_concurrent, settings.body_seconds),
+      direct_route.DirectRoute(app, service),
+      limits.RequestLimits(service.keys, limits.LOCAL_HOSTS if is_local else (),
+                           settings.max_concurrent, settings.body_seconds, service.worker),
       on_request=service.observe_request)
   service.metrics.add_gauge('recjax_running', 'Requests that are being answered',
                             lambda: middleware.running)

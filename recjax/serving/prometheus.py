@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import prometheus_client
+from prometheus_client.parser import text_string_to_metric_families
 
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -23,6 +24,7 @@ class Metrics:
     self._requests = prometheus_client.Counter(
         'recjax_requests', 'Requests answered', ('route', 'method', 'status'),
         registry=self.registry)
+    self._of_requests: dict[tuple[str, str, int], tuple[Any, Any]] = {}
     self._request_seconds = prometheus_client.Histogram(
         'recjax_request_seconds', "From a request's head to its answer's end", ('route',),
         buckets=SECONDS_BUCKETS, registry=self.registry)
@@ -54,8 +56,12 @@ class Metrics:
     """
     route = getattr(scope.get('route'), 'path', 'none')
     method = scope['method'] if scope['method'] in HTTP_METHODS else 'other'
-    self._requests.labels(route, method, str(status)).inc()
-    self._request_seconds.labels(route).observe(seconds)
+    if (route, method, status) not in self._of_requests:  # finding them by labels takes as long
+      self._of_requests[route, method, status] = (
+          self._requests.labels(route, method, str(status)), self._request_seconds.labels(route))
+    count, histogram = self._of_requests[route, method, status]
+    count.inc()
+    histogram.observe(seconds)
 
   def observe_batch(self, kind: str, model: str, size: int, seconds: float) -> None:
     """Counts one batch. kind: 'recommend' or 'chat'. model: its name. size: requests in it.
@@ -83,3 +89,24 @@ class Metrics:
   def render(self) -> bytes:
     """Returns all metrics in Prometheus' text format."""
     return prometheus_client.generate_latest(self.registry)
+
+
+def merge_metrics(texts: Mapping[int, bytes]) -> bytes:
+  """Returns the metrics of several workers as one text, in which a label `worker` tells whose each
+  is. texts: of `Metrics.render`, by the worker's number."""
+  families: dict[str, Any] = {}
+  for number, text in texts.items():
+    for family in text_string_to_metric_families(text.decode()):
+      samples = [sample._replace(labels={**sample.labels, 'worker': str(number)})
+                 for sample in family.samples]
+      if family.name in families:
+        families[family.name].samples += samples
+      else:
+        family.samples, families[family.name] = samples, family
+
+  class Collected(prometheus_client.registry.Collector):
+    def collect(self) -> Iterable[Any]:
+      return families.values()
+  registry = prometheus_client.CollectorRegistry()
+  registry.register(Collected())
+  return prometheus_client.generate_latest(registry)

@@ -14,8 +14,10 @@ from fastapi.responses import JSONResponse, Response
 from recjax.errors import UserError
 from recjax.serving.catalog_snapshot import CatalogSnapshot
 from recjax.serving.http_errors import replace_surrogates
+from recjax.serving.prometheus import merge_metrics
 from recjax.serving.served_model import ServedModel
 from recjax.serving.service import RecommendationService, allowed_mask
+from recjax.serving.workers import METRICS_SECONDS
 from recjax.text import interest_terms as local_interests
 
 MAX_K, MAX_HISTORY, MAX_FILTER_ITEMS, MAX_TAG_ITEMS = 100, 10_000, 100_000, 1000
@@ -204,9 +206,14 @@ def add_health_routes(app: fastapi.FastAPI, service: RecommendationService) -> N
     return JSONResponse(answer.model_dump(), 503 if reasons else 200)
 
   @app.get('/metrics', response_class=Response)
-  async def metrics():
-    """Figures for Prometheus."""
-    return Response(service.metrics.render(), media_type='text/plain; version=0.0.4')
+  async def metrics(request: fastapi.Request):
+    """Figures for Prometheus; of all workers, each with its number as a label."""
+    text, worker = service.metrics.render(), service.worker
+    if worker and not getattr(request.state, 'is_of_worker', False):
+      others = await run_in_threadpool(list, worker.ask_others('GET', '/metrics', METRICS_SECONDS))
+      text = merge_metrics({worker.number: text, **{
+          number: body for number, status, body in others if status == 200}})
+    return Response(text, media_type='text/plain; version=0.0.4')
 
 
 def add_model_routes(app: fastapi.FastAPI, service: RecommendationService) -> None:
@@ -228,10 +235,12 @@ def add_model_routes(app: fastapi.FastAPI, service: RecommendationService) -> No
     return card(service.model(name))
 
   @app.post('/v1/models/reload')
-  async def reload(model: str = '') -> ModelCard:
+  async def reload(request: fastapi.Request, model: str = '') -> ModelCard:
     """Opens the run's folder anew, warms it up, and switches; the old model answers meanwhile, and
     goes on where the new one does not work."""
-    return card(await run_in_threadpool(service.reload_model, model))
+    found = await run_in_threadpool(service.reload_model, model)
+    await run_in_threadpool(service.spread, request)
+    return card(found)
 
   @app.post('/v1/models/rollback')
   async def rollback(model: str = '') -> ModelCard:
@@ -326,7 +335,7 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
     return describe(service.model(model).snapshot)
 
   @app.post('/v1/catalog/reload')
-  async def reload(model: str = '') -> CatalogState:
+  async def reload(request: fastapi.Request, model: str = '') -> CatalogState:
     """Reads the items file again; where it is broken the old catalog goes on."""
     catalogs = service.model(model).catalogs
     try:
@@ -335,11 +344,13 @@ def add_catalog_routes(app: fastapi.FastAPI, service: RecommendationService) -> 
       service.metrics.catalog_reloads.labels('refused').inc()
       raise
     service.metrics.catalog_reloads.labels('taken').inc()
+    await run_in_threadpool(service.spread, request)
     return describe(snapshot)
 
   @app.post('/v1/catalog/rollback')
   async def rollback(model: str = '') -> CatalogState:
     """Returns to the catalog before."""
+    service.refuse_with_workers('earlier catalogs are in memory alone')
     return describe(await run_in_threadpool(service.model(model).catalogs.rollback))
 
 

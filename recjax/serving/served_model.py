@@ -142,8 +142,9 @@ class ServedModel:
       if not mask.any():
         return [[] for _ in queries]
     items, scores = self.recommender.top_items(histories, k, False, mask)
-    return [[(int(item), float(score)) for item, score in zip(*row) if item]
-            for row in zip(items, scores)]
+    return [[(item, score) for item, score in zip(
+        np.asarray(found).tolist(), np.asarray(of_found).tolist()) if item]
+            for _, found, of_found in zip(queries, items, scores)]
 
   def top_items(self, histories: Sequence[Sequence[int] | np.ndarray], k: int,
                 exclude_seen: bool = True, mask: np.ndarray | None = None
@@ -345,10 +346,13 @@ def open_run(module: ModuleType, workdir: str | os.PathLike, chat_data: Sequence
   return recommender, chat_model, tags
 
 
-def warm_up_all(models: Mapping[str, ServedModel]) -> None:
-  """Warms up all `models`, {name: model}, each in a thread of its own; returns at once."""
-  for model in models.values():
-    threading.Thread(target=model.warm_up, name=f'warm up {model.name}', daemon=True).start()
+def warm_up_all(models: Mapping[str, ServedModel]) -> list[threading.Thread]:
+  """Warms up all `models`, {name: model}, each in a thread of its own; returns these at once."""
+  threads = [threading.Thread(target=model.warm_up, name=f'warm up {model.name}', daemon=True)
+             for model in models.values()]
+  for thread in threads:
+    thread.start()
+  return threads
 
 
 def describe_models(models: Mapping[str, ServedModel], workdirs: Iterable[str]) -> list[str]:

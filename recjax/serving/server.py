@@ -9,12 +9,14 @@ import signal
 import socket
 import stat
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from recjax.errors import ConfigError
 from recjax.serving import app as apps
-from recjax.serving import limits, served_model
+from recjax.serving import limits, served_model, workers
 from recjax.serving.events import EventStore
 from recjax.serving.prometheus import Metrics
 from recjax.serving.service import RecommendationService, ServerSettings
@@ -22,7 +24,9 @@ from recjax.serving.service import RecommendationService, ServerSettings
 KEY_ENV = 'RECJAX_API_KEY'
 BACKLOG = 1024  # connections that the system holds until they are taken
 SHUTDOWN_SECONDS = 20  # that requests under way have to end
+END_SECONDS = 15  # that a worker has besides, to write what came as events
 KEEP_ALIVE_SECONDS = 15  # that a connection may wait for its next request
+MAX_HEAD_BYTES = 16 << 10  # of a request
 CONNECTIONS_PER_REQUEST = 4  # connections that may be open for each request at a time
 
 
@@ -36,31 +40,113 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
 
   Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
-  key = key_of_environment()
-  import uvicorn  # noqa: F401  if it is missing, before models are read, which takes a while
+  settings = dataclasses.replace(settings, api_key=key_of_environment())
+  import httptools  # noqa: F401  if one is missing, before models are read, which takes a while
+  import uvicorn  # noqa: F401
+  set_up_log()
+  check_workers(settings)
+  opened = functools.partial(open_service, list(map(str, workdirs)), tuple(chat_data), items_file,
+                             later)
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(one) for one in bind_sockets(settings)]  # as early as that, too
+    if settings.workers > 1:
+      run_workers(opened, settings, sockets, log)
+    else:
+      listen(opened(settings, log), log, sockets)
+
+
+def set_up_log() -> None:
+  """Sends what this process logs to standard error."""
   logging.basicConfig(level=logging.WARNING, stream=sys.stderr,
                       format='%(asctime)s %(levelname)s %(message)s')
   logging.getLogger('recjax').setLevel(logging.INFO)
-  folders = list(map(str, workdirs))
-  with contextlib.ExitStack() as stack:
-    sockets = [stack.enter_context(one) for one in bind_sockets(settings)]  # as early as that, too
-    metrics = Metrics()
-    opener = served_model.ModelOpener(chat_data, items_file, on_batch=metrics.observe_batch,
-                                      later=later)
-    models = served_model.open_models(folders, opener, functools.partial(log, flush=True))
-    for line in served_model.describe_models(models, folders):
-      log(line)
-    store = EventStore(settings.events)
-    log(f'events are in {store.name}' if settings.events else
-        'events are forgotten when the server ends')
-    service = RecommendationService(models, dataclasses.replace(settings, api_key=key), metrics,
-                                    store)
-    service.reopen = {name: functools.partial(opener.open, folder)
-                      for name, folder in zip(models, folders)}
-    if not service.keys.keys and settings.host not in limits.LOCAL_HOSTS and (
-        not settings.unix_socket):
-      log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
-    listen(service, log, sockets)
+
+
+def open_service(folders: Sequence[str], chat_data: Sequence[str],
+                 items_file: str | os.PathLike | None, later: str | os.PathLike | None,
+                 settings: ServerSettings, log: Callable[..., None],
+                 worker: workers.Worker | None = None) -> RecommendationService:
+  """Returns a service of finished runs, and says what it serves.
+
+  folders: of the runs. chat_data, items_file, later, settings, log: as `run` takes them. worker:
+  the process's place among others. Raises ConfigError.
+  """
+  metrics = Metrics()
+  opener = served_model.ModelOpener(chat_data, items_file, on_batch=metrics.observe_batch,
+                                    later=later)
+  models = served_model.open_models(folders, opener, functools.partial(log, flush=True))
+  for line in served_model.describe_models(models, folders):
+    log(line)
+  store = EventStore(settings.events)
+  log('events are forgotten when the server ends' if not settings.events or worker and (
+      settings.events.startswith(worker.folder)) else f'events are in {store.name}')
+  service = RecommendationService(models, settings, metrics, store, worker)
+  service.reopen = {name: functools.partial(opener.open, folder)
+                    for name, folder in zip(models, folders)}
+  if not service.keys.keys and settings.host not in limits.LOCAL_HOSTS and (
+      not settings.unix_socket):
+    log(f'anybody who reaches {settings.host} may ask; set {KEY_ENV} to a secret')
+  return service
+
+
+def check_workers(settings: ServerSettings) -> None:
+  """Raises ConfigError for what several workers cannot do. settings: of the server."""
+  if settings.workers > 1 and settings.shop:
+    raise ConfigError(f'--workers={settings.workers} needs --no-shop: a visitor of the shop is '
+                      'told of new interests by the one process that took the event')
+
+
+def run_workers(opened: Callable[..., RecommendationService], settings: ServerSettings,
+                sockets: Sequence[socket.socket], log: Callable[..., None] = print) -> None:
+  """Serves by several processes until a signal comes.
+
+  opened: called in each with (settings, log, worker) for its service; it can be pickled. settings:
+  of the server. sockets: of `bind_sockets`. log: prints a line, as `print` does.
+
+  Raises ConfigError, and SystemExit as `workers.supervise` does.
+  """
+  for one in sockets:
+    with address_errors(settings, sockets):
+      one.listen(BACKLOG)
+  with tempfile.TemporaryDirectory(prefix='recjax-workers-') as folder:
+    log(f'{describe_address(settings, sockets)}, of {settings.workers} workers', flush=True)
+    shared = dataclasses.replace(settings, events=settings.events or f'{folder}/events.sqlite')
+    workers.supervise(settings.workers, folder, sockets,
+                      functools.partial(serve_worker, opened, shared),
+                      SHUTDOWN_SECONDS + END_SECONDS)
+  if settings.unix_socket:
+    os.unlink(settings.unix_socket)
+  log('ended; all that was asked is answered', flush=True)
+
+
+def serve_worker(opened: Callable[..., RecommendationService], settings: ServerSettings,
+                 worker: workers.Worker, sockets: list[socket.socket],
+                 ready: Callable[[], None]) -> None:
+  """A worker's part of `run_workers`. opened, settings: see there. worker: its place. sockets: that
+  it takes connections of. ready: called when its models are compiled. Raises ConfigError."""
+  set_up_log()
+
+  def log(text: str, **how: Any) -> None:
+    if worker.listens_at_once or service:
+      print(f'worker {worker.number}: {text}', **how)
+  service: RecommendationService | None = None
+  service = opened(settings, log, worker)
+  import jax
+  if jax.default_backend() != 'cpu':
+    raise ConfigError(f'--workers={settings.workers}: the models run on a {jax.default_backend()}, '
+                      'which one process holds; leave --workers out')
+  server = build_server(service, False, log)
+
+  def warm_up() -> None:
+    for thread in served_model.warm_up_all(service.models):
+      thread.join()
+    ready()
+  if worker.listens_at_once:
+    threading.Thread(target=warm_up, name='warm up', daemon=True).start()
+  else:
+    warm_up()
+  server.run(sockets)
+  service.close()
 
 
 def key_of_environment() -> str:
@@ -190,7 +276,7 @@ def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
   import uvicorn
   settings = service.settings
   config = uvicorn.Config(
-      app, settings.host, settings.port, http='h11', ws='none',
+      app, settings.host, settings.port, http=limited_protocol(), ws='none',
       lifespan=lifespan, log_level='warning', access_log=False, server_header=False,
       timeout_keep_alive=KEEP_ALIVE_SECONDS, backlog=BACKLOG,
       limit_concurrency=CONNECTIONS_PER_REQUEST * settings.max_concurrent,
@@ -202,11 +288,46 @@ def uvicorn_server(app: limits.LimitsMiddleware, service: RecommendationService,
 
     def handle_exit(self, sig: int, frame: Any) -> None:
       self.force_exit = self.should_exit and sig == signal.SIGINT
-      if not self.should_exit:
-        log(f'{signal.Signals(sig).name}: no new connections; what is under way '
-            f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
-      service.is_closing = self.should_exit = True
+      is_first, service.is_closing, self.should_exit = not self.should_exit, True, True
+      if is_first:
+        with contextlib.suppress(BrokenPipeError):  # whoever read this may be gone, too
+          log(f'{signal.Signals(sig).name}: no new connections; what is under way '
+              f'({app.running}) is answered, for {SHUTDOWN_SECONDS} s at most', flush=True)
   return Server(config)
+
+
+def limited_protocol() -> Any:
+  """Returns uvicorn's protocol of httptools, which has no limit for a request's head, with one."""
+  from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+  class LimitedProtocol(HttpToolsProtocol):
+    """Ends a connection on which more than MAX_HEAD_BYTES came after the first piece of a head, and
+    the head is not whole."""
+    is_in_head, head_bytes = False, 0
+
+    def data_received(self, data: bytes) -> None:
+      self.head_bytes = self.head_bytes + len(data) if self.is_in_head else 0
+      super().data_received(data)
+      if self.is_in_head and self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        self.send_400_response('the head of the request is too long')
+
+    def on_message_begin(self) -> None:
+      self.is_in_head = True
+      super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+      self.is_in_head = False
+      super().on_headers_complete()
+  return LimitedProtocol
+
+
+def describe_address(settings: ServerSettings, sockets: Sequence[socket.socket]) -> str:
+  """Returns where a server is found. settings: its own. sockets: of `bind_sockets`."""
+  if settings.unix_socket:
+    return f'the API is at the socket {settings.unix_socket}'
+  host = f'[{settings.host}]' if ':' in settings.host else settings.host
+  url = f'http://{host}:{sockets[0].getsockname()[1]}'
+  return f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API'
 
 
 def listen(service: RecommendationService, log: Callable[..., None] = print,
@@ -222,13 +343,7 @@ def listen(service: RecommendationService, log: Callable[..., None] = print,
     with address_errors(settings, sockets):  # who began meanwhile may have the port
       one.listen(BACKLOG)
   served_model.warm_up_all(service.models)
-  if settings.unix_socket:
-    log(f'the API is at the socket {settings.unix_socket}', flush=True)
-  else:
-    host = f'[{settings.host}]' if ':' in settings.host else settings.host
-    url = f'http://{host}:{sockets[0].getsockname()[1]}'
-    log(f'{url}/ is the shop, {url}/docs the API' if settings.shop else f'{url}/docs is the API',
-        flush=True)
+  log(describe_address(settings, sockets), flush=True)
   server.run(sockets)
   if settings.unix_socket:
     os.unlink(settings.unix_socket)

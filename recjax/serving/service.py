@@ -26,11 +26,13 @@ from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, repl
 from recjax.serving.prometheus import Metrics
 from recjax.serving.served_model import RecommendQuery, ServedModel, co_purchased
 from recjax.serving.user_histories import parse_split
+from recjax.serving.workers import Worker
 from recjax.text import interest_terms as local_interests
 from recjax.text.llm_api import ApiConfig
 
 INTEREST_WORKERS = 8  # interests that are asked for at a time
 EVENT_BATCH, MAX_WAITING_EVENTS = 256, 4096  # requests whose events are written together, and wait
+WATCH_SECONDS = 0.05  # after which somebody looks whether the client of an answer is still there
 log = logging.getLogger('recjax')
 
 
@@ -51,7 +53,8 @@ class ServerSettings:
   words of the catalog. interests_key_env: the environment variable that holds its key.
   interests_seconds: that it may take.
   events: the database of events, as `EventStore` takes it. split: which users get which model, as
-  `parse_split` takes it. history_types: which events make a user's history.
+  `parse_split` takes it. history_types: which events make a user's history. workers: processes
+  that answer.
   """
   host: str = '127.0.0.1'
   port: int = 8000
@@ -73,6 +76,7 @@ class ServerSettings:
   events: str = ''
   split: str = ''
   history_types: tuple[str, ...] = ('purchase',)
+  workers: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,21 +96,23 @@ class RecommendationService:
 
   models: {name: model}, the first answers where a request names none. settings: how the server is
   run. metrics: what is counted. store: the database of events; without it, it is opened as
-  `settings.events` says.
+  `settings.events` says. worker: its place among others, None where it answers alone.
 
   reopen: {name: opens the run anew}, for `reload_model`. is_closing: whether the server is ending.
   started: when it began, seconds since 1970. executor: threads in which interests are found.
   """
 
   def __init__(self, models: Mapping[str, ServedModel], settings: ServerSettings | None = None,
-               metrics: Metrics | None = None, store: EventStore | None = None):
+               metrics: Metrics | None = None, store: EventStore | None = None,
+               worker: Worker | None = None):
     settings = settings or ServerSettings()
+    self.worker = worker
     self.models, self.settings = dict(models), settings
     self.reopen: Mapping[str, Callable[[], ServedModel]] = {}
     self._earlier_models: dict[str, ServedModel] = {}
     self._reloading = threading.Lock()
     self.metrics = metrics or Metrics()
-    self.keys = open_keys(settings)
+    self.keys = open_keys(settings, worker.folder if worker else '')
     self._access_log = AccessLog(
         settings.access_log, settings.log_histories) if settings.access_log else None
     self.split = parse_split(settings.split, models)
@@ -191,8 +197,9 @@ class RecommendationService:
   def roll_back_model(self, name: str) -> ServedModel:
     """Puts the model before the last reload back, and keeps the newer one for the next roll-back.
 
-    name: of the model. Raises RequestError where there is none.
+    name: of the model. Raises RequestError where there is none, and where several workers answer.
     """
+    self.refuse_with_workers('the model before the last reload is in memory alone')
     current = self.model(name)
     with self._reloading:
       if current.name not in self._earlier_models:
@@ -202,6 +209,18 @@ class RecommendationService:
       self.models[current.name] = earlier
       return earlier
 
+  def refuse_with_workers(self, reason: str) -> None:
+    """Raises RequestError where several workers answer. reason: why they cannot do this."""
+    if self.worker:
+      raise RequestError(422, f'this needs --workers=1: {reason}, and a worker that starts anew '
+                         'could not return to it; put the earlier files back and reload')
+
+  def spread(self, request: fastapi.Request) -> None:
+    """Has the other workers do what this one did for a request; blocks until they have. request: of
+    a client, or of another worker, which spreads it itself. Raises RequestError."""
+    if self.worker and not getattr(request.state, 'is_of_worker', False):
+      self.worker.spread(f'{request.url.path}?{request.url.query}')
+
   async def answer(self, request: fastapi.Request | None, batcher: Batcher, query: Any) -> Any:
     """Returns the answer to a query when its batch is done.
 
@@ -209,25 +228,31 @@ class RecommendationService:
     nobody can go away. batcher: the queue. query: what it takes. Raises RequestError.
     """
     try:
-      future = batcher.submit(query)
+      answer = batcher.ask(query)
     except QueueFull as error:
       raise RequestError(503, f'{error}; try again', {'Retry-After': '1'}) from None
-    answer = asyncio.wrap_future(future)
-    disconnect = asyncio.ensure_future(wait_for_disconnect(request) if request else
-                                       asyncio.get_running_loop().create_future())
+    loop, watch = asyncio.get_running_loop(), []
+    timer = loop.call_later(WATCH_SECONDS, lambda: watch.append(
+        loop.create_task(self._give_up(request, answer))))
     try:
-      await asyncio.wait({answer, disconnect}, timeout=self.settings.answer_seconds,
-                         return_when=asyncio.FIRST_COMPLETED)
-      if answer.done():
-        return answer.result()
-      if disconnect.done():
-        raise RequestError(CLIENT_CLOSED_REQUEST, 'gone')
-      raise RequestError(504, f'no answer in {self.settings.answer_seconds:g} s')
+      return await answer
     except UserError as error:
       raise RequestError(422, str(error)) from error
     finally:
-      disconnect.cancel()
-      answer.cancel()
+      timer.cancel()
+      for task in watch:
+        task.cancel()
+
+  async def _give_up(self, request: fastapi.Request | None, answer: asyncio.Future) -> None:
+    """Ends the wait for an answer whose client goes away, or that takes too long."""
+    error = RequestError(CLIENT_CLOSED_REQUEST, 'gone')
+    try:
+      async with asyncio.timeout(self.settings.answer_seconds - WATCH_SECONDS):
+        await (wait_for_disconnect(request) if request else asyncio.Event().wait())
+    except TimeoutError:
+      error = RequestError(504, f'no answer in {self.settings.answer_seconds:g} s')
+    if not answer.done():
+      answer.set_exception(error)
 
   async def recommend(self, request: fastapi.Request | None, model: ServedModel,
                       history: Sequence[int], k: int, allowed: np.ndarray
@@ -365,12 +390,13 @@ async def wait_for_disconnect(request: fastapi.Request) -> None:
     pass
 
 
-def open_keys(settings: ServerSettings) -> KeyRing:
-  """Returns the keys of a server. settings: its own. Raises ConfigError."""
+def open_keys(settings: ServerSettings, folder: str = '') -> KeyRing:
+  """Returns the keys of a server. settings: its own. folder: as KeyRing takes it. Raises
+  ConfigError."""
   keys = read_keys(settings.keys, os.environ) if settings.keys else ()
   if settings.api_key:
     keys = (*keys, ApiKey('default', settings.api_key, settings.rate, settings.burst))
-  return KeyRing(keys, (settings.rate, settings.burst))
+  return KeyRing(keys, (settings.rate, settings.burst), folder)
 
 
 def store_away(error: StoreUnavailable) -> RequestError:

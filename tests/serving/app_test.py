@@ -1,5 +1,6 @@
 """The routes: answers, filters, refusals, batches, catalogs that change, keys, broken bodies."""
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -482,6 +483,18 @@ class SocketTest(absltest.TestCase):
       for one in slow:
         one.close()
       self.assertTrue(settled(lambda: httpx.get(f'{url}/healthz', timeout=LONG).status_code == 200))
+
+  def test_a_head_has_a_limit(self):
+    with fake_service.listening(fake_service.service()) as url:
+      endless = self.sent(url, b'GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: ')
+      with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused, as it should be
+        for _ in range(2000):
+          endless.sendall(b'x' * 1000)
+        self.fail('two million bytes of a head were taken')
+      body = json.dumps({'history': ['i3'], 'block': ['x' * 90] * 9000})  # which is no head
+      answer = httpx.post(f'{url}/v1/recommend', content=body, timeout=LONG, headers={
+          'Content-Type': 'application/json', 'X-Long': 'x' * 15_000})
+      self.assertEqual(answer.status_code, 200)
 
   def sent(self, url, data):
     """A connection on which `data` were sent."""

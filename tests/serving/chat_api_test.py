@@ -101,7 +101,7 @@ class ChatTest(parameterized.TestCase):
     stream = self.ask(user='u', stream=True).text
     self.assertIn('"request_id": "', stream)
     self.assertIsNone(self.ask().json()['request_id'])
-    counts, = http.app.app.state.service.store.report()
+    counts, = http.app.app.app.state.service.store.report()
     self.assertEqual((counts.model, counts.answers, counts.clicked), ('talk', 3, 1))
 
   def test_one_model(self):
