@@ -28,11 +28,13 @@ CONNECTIONS_PER_REQUEST = 4  # connections that may be open for each request at 
 
 def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
         chat_data: Sequence[str] = (), items_file: str | os.PathLike | None = None,
-        later: str | os.PathLike | None = None, log: Callable[..., None] = print) -> None:
+        later: str | os.PathLike | None = None, log: Callable[..., None] = print,
+        prefix_bytes: int = served_model.PREFIX_MIB << 20) -> None:
   """Serves finished runs until SIGTERM or SIGINT.
 
   workdirs: their folders. settings: how; its key is read from RECJAX_API_KEY. chat_data,
-  items_file, later: as `served_model.ModelOpener` takes them. log: prints a line, as `print` does.
+  items_file, later, prefix_bytes: as `served_model.ModelOpener` takes them. log: prints a line, as
+  `print` does.
 
   Raises ConfigError for a key or an address that cannot be used, and where a folder holds no run.
   """
@@ -46,7 +48,8 @@ def run(workdirs: Iterable[str | os.PathLike], settings: ServerSettings,
     sockets = [stack.enter_context(one) for one in bind_sockets(settings)]  # as early as that, too
     metrics = Metrics()
     opener = served_model.ModelOpener(chat_data, items_file, on_batch=metrics.observe_batch,
-                                      later=later)
+                                      later=later, prefix_bytes=prefix_bytes,
+                                      on_prompt=metrics.observe_prompt)
     models = served_model.open_models(folders, opener, functools.partial(log, flush=True))
     for line in served_model.describe_models(models, folders):
       log(line)

@@ -2,6 +2,7 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -123,6 +124,15 @@ class RecommendationService:
         lambda: sum(len(m.batcher) + len(m.chat_batcher or ()) for m in self.models.values()))
     self.metrics.add_gauge('recjax_models_ready', 'Models that answer',
                            lambda: sum(m.is_ready for m in self.models.values()))
+    for name, model in self.models.items():
+      if model.prefix_memory:
+        self.metrics.watch_prefix_bytes(name, functools.partial(self._prefix_bytes, name))
+
+  def _prefix_bytes(self, name: str) -> int:
+    """Bytes that the model of that name keeps of prompts, and the one before the last reload."""
+    memories = (model.prefix_memory for model in (self.models[name], self._earlier_models.get(name))
+                if model)
+    return sum(memory.num_bytes for memory in memories if memory)
 
   def model(self, name: str = '', capability: str = '', remedy: str = '') -> ServedModel:
     """Returns a model by name, or where there is none the first that can do what is asked.
@@ -184,6 +194,7 @@ class RecommendationService:
       if older := self._earlier_models.pop(old.name, None):
         older.close(self.settings.answer_seconds)
       self._earlier_models[old.name], self.models[old.name] = old, new
+      old.forget_prompts()
       return new
     finally:
       self._reloading.release()
@@ -198,8 +209,9 @@ class RecommendationService:
       if current.name not in self._earlier_models:
         raise RequestError(422, f'there is no earlier {current.name} to return to')
       earlier = self._earlier_models[current.name]
-      self._earlier_models[current.name] = self.models[current.name]
+      newer = self._earlier_models[current.name] = self.models[current.name]
       self.models[current.name] = earlier
+      newer.forget_prompts()
       return earlier
 
   async def answer(self, request: fastapi.Request | None, batcher: Batcher, query: Any) -> Any:

@@ -2,7 +2,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from recjax import run_files, split_rule
+from recjax.decoding.block_generator import BlockGenerator, PromptGenerator
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
@@ -29,11 +31,23 @@ from recjax.training import auxiliary_recommender, sft, text_embedding
 from recjax.training.workdir import find_stage, open_later_work, saved_config
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
+def faces(workdir: str | os.PathLike, catalogs: Sequence[str] = (), data: str | None = None,
+          memory: PrefixMemory | None = None) -> tuple[CatalogRecommender, None]:
+  """One opened run for serving: `recommender`, and nothing that converses.
+
+  workdir, data, memory: as there. catalogs: of runs that converse, not used.
+  """
+  return recommender(workdir, data, memory), None
+
+
+def recommender(workdir: str | os.PathLike, data: str | None = None,
+                memory: PrefixMemory | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
-  workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever
-  is more. It raises DataError for an unknown id or an empty history.
+  workdir: the run's folder. memory: None reads the prompts of a batch together, for files of users;
+  else they are read in blocks, for users who come again, and it keeps them. -> Recommender. D3
+  searches with k or `decode.beams` beams, whichever is more. It raises DataError for an unknown id
+  or an empty history.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -55,9 +69,14 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
       cf_assistant.scorer(find_stage(workdir, 'assistant'), before), len(before.catalog),
       len(data.catalog),
       auxiliary_recommender.least if grounds else auxiliary_recommender.mean_share)
+  start, longest = opening(config, template, tokenizer), config.prompt.max_prompt_tokens
   with jax.set_mesh(mesh):
-    writer = PrefixGenerator(model, variables, tokenizer, opening(config, template, tokenizer),
-                        config.prompt.max_prompt_tokens)
+    writer: PromptGenerator
+    if memory is None:
+      writer = PrefixGenerator(model, variables, tokenizer, start, longest)
+    else:
+      writer = BlockGenerator(model, variables, tokenizer, memory, start, longest)
+      writer.keep_opening()
   if grounds:
     reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
