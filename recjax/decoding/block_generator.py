@@ -41,7 +41,7 @@ class BlockGenerator:
                opening: Sequence[int] = (), longest: int = 0):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.memory, self.opening, self.longest = memory, list(opening), longest
-    self.decoder = llm_decoder.decoder_of_read_prompts(model)
+    self.decoder = _decoder(model)
 
   def keep_opening(self) -> None:
     """Reads the opening, which the memory then keeps for good."""
@@ -91,19 +91,20 @@ class BlockGenerator:
     rows = self._read_all(prompts)
     room = max(keys[0].shape[3] for _, keys in rows)
     keys = [_grow(keys, room) for _, keys in rows]
-    stacked = keys[0] if len(keys) == 1 else jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *keys)
+    k, v = keys[0] if len(keys) == 1 else (jnp.concatenate(part, 1) for part in zip(*keys))
     lengths = np.array([len(prompt) for prompt in prompts])
     params = {'variables': self.variables, 'state': jnp.concatenate([state for state, _ in rows]),
-              'prompt': KVBlock(*stacked, jnp.asarray(np.arange(room) < lengths[:, None]))}
+              'prompt': KVBlock(k, v, jnp.asarray(np.arange(room) < lengths[:, None]))}
     return params, [prompt[-1:] for prompt in prompts]
 
   def _read_all(self, prompts: Sequence) -> list[tuple[Float[Array, '1 D'], Keys]]:
     """The state after each prompt, and its keys and values; prompts that are equal once."""
-    rows = {}
-    for prompt in map(tuple, prompts):
-      if prompt not in rows:
-        rows[prompt] = self._read(prompt)
-    return [rows[tuple(prompt)] for prompt in prompts]
+    rows: dict[Block, tuple] = {}
+    keys = [tuple(map(int, prompt)) for prompt in prompts]
+    for key in keys:
+      if key not in rows:
+        rows[key] = self._read(key)
+    return [rows[key] for key in keys]
 
   def _read(self, prompt: Sequence[int]) -> tuple[Float[Array, '1 D'], Keys]:
     blocks = self.blocks(prompt)
@@ -164,6 +165,8 @@ def _grow(keys: Keys, room: int) -> Keys:
 def _pad(keys: Keys, more: int) -> Keys:
   return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]), keys)
 
+
+_decoder = functools.lru_cache(8)(llm_decoder.decoder_of_read_prompts)  # programs are by decoder
 
 _write = jax.jit(llm_decoder.write_keys, donate_argnums=0)
 

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import jax
 
@@ -18,9 +18,9 @@ Block = tuple[int, ...]  # the tokens of one
 
 @dataclasses.dataclass(eq=False)
 class _Node:
-  """A block behind those before it. value: what is kept for it, of so many bytes. is_pinned:
-  whether it stays."""
-  parent: Optional['_Node']
+  """A block behind those before it. siblings: all that stand behind those. value: what is kept for
+  it, of so many bytes. is_pinned: whether it stays. children: blocks behind it."""
+  siblings: dict[Block, '_Node']
   block: Block
   value: Any
   num_bytes: int
@@ -40,7 +40,7 @@ class PrefixMemory:
   def __init__(self, max_bytes: int, on_prompt: Callable[[int, int], None] | None = None):
     self.max_bytes, self.num_bytes = max_bytes, 0
     self.on_prompt = on_prompt or (lambda found, missed: None)
-    self._root = _Node(None, (), None, 0, True)
+    self._first_blocks: dict[Block, _Node] = {}
     self._by_use: collections.OrderedDict[_Node, None] = collections.OrderedDict()
     self._pinned_bytes, self._lock = 0, threading.Lock()
 
@@ -61,10 +61,11 @@ class PrefixMemory:
     with self._lock:
       nodes = list(self._walk(blocks))
       for block, value in zip(blocks[len(nodes):], values[len(nodes):], strict=True):
-        node = _Node(nodes[-1] if nodes else self._root, block, value, bytes_of(value))
+        siblings = nodes[-1].children if nodes else self._first_blocks
+        node = _Node(siblings, block, value, bytes_of(value))
         if node.num_bytes > self.max_bytes:
           break
-        node.parent.children[block] = node
+        siblings[block] = node
         self.num_bytes += node.num_bytes
         nodes.append(node)
       for node in nodes if pin else ():
@@ -85,11 +86,12 @@ class PrefixMemory:
 
   def _walk(self, blocks: Sequence[Block]) -> Iterator[_Node]:
     """The nodes of the blocks that are kept, in order."""
-    node = self._root
+    here = self._first_blocks
     for block in blocks:
-      if (node := node.children.get(block)) is None:
+      if block not in here:
         return
-      yield node
+      yield here[block]
+      here = here[block].children
 
   def _touch(self, nodes: Sequence[_Node]) -> None:
     """Makes nodes of one path the last used, the first of them the very last, so that no node was
@@ -101,7 +103,7 @@ class PrefixMemory:
 
   def _drop_oldest(self) -> None:
     node, _ = self._by_use.popitem(last=False)
-    del node.parent.children[node.block]
+    del node.siblings[node.block]
     self.num_bytes -= node.num_bytes
 
 
