@@ -84,7 +84,7 @@ def compare_chats(args, cfg, grounded, mesh):
   sides['memory'].generator.keep_opening()
   times, sizes = collections.defaultdict(list), collections.defaultdict(list)
   for turn in range(-1, args.turns):  # the first compiles
-    rng = random.Random(turn)
+    rng = random.Random(1000 + turn)
     first = [prompts.message('user', sentence(rng, args.words))]
     second = [*first, prompts.message('assistant', sentence(rng, 40)),
               prompts.message('user', sentence(rng, 12))]
@@ -132,7 +132,7 @@ def compare_lists(args, cfg, grounded, mesh):
            'before': WholePrompts(*llm, [], MAX_PROMPT // 2)}
   times = collections.defaultdict(list)
   for turn in range(-1, args.turns):
-    history = random.Random(turn).sample(range(1, len(tokenized.titles) + 1), 10)
+    history = random.Random(1000 + turn).sample(range(1, len(tokenized.titles) + 1), 10)
     lists = {}
     for name in list(sides)[turn % 3:] + list(sides)[:turn % 3]:
       for number, items in (('first', history[:9]), ('second', history)):

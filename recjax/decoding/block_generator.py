@@ -25,7 +25,7 @@ from recjax.models.attention import KVBlock
 from recjax.models.llm_decoder import Keys
 from recjax.protocols import Constraint
 
-BLOCK = 64  # tokens that are read together
+BLOCK = 128  # tokens that are read together; fewer cost more each, more are filled up more often
 MIN_ROOM = 128  # tokens that the shortest prompt has room for; twice as many is the next room
 
 
