@@ -8,7 +8,7 @@ the same tokens behind the same tokens is the same to the bit, read now or kept 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class BlockGenerator:
                opening: Sequence[int] = (), longest: int = 0):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.memory, self.opening, self.longest = memory, list(opening), longest
-    self.decoder = _decoder(model)
+    self.decoder = _decoder(cast(Any, model))
 
   def keep_opening(self) -> None:
     """Reads the opening, which the memory then keeps for good."""

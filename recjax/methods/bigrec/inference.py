@@ -69,14 +69,9 @@ def recommender(workdir: str | os.PathLike, data: str | None = None,
       cf_assistant.scorer(find_stage(workdir, 'assistant'), before), len(before.catalog),
       len(data.catalog),
       auxiliary_recommender.least if grounds else auxiliary_recommender.mean_share)
-  start, longest = opening(config, template, tokenizer), config.prompt.max_prompt_tokens
   with jax.set_mesh(mesh):
-    writer: PromptGenerator
-    if memory is None:
-      writer = PrefixGenerator(model, variables, tokenizer, start, longest)
-    else:
-      writer = BlockGenerator(model, variables, tokenizer, memory, start, longest)
-      writer.keep_opening()
+    writer = make_writer((model, variables, tokenizer), opening(config, template, tokenizer),
+                         config.prompt.max_prompt_tokens, memory)
   if grounds:
     reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
@@ -104,6 +99,20 @@ def recommender(workdir: str | os.PathLike, data: str | None = None,
     return np.concatenate(items), np.concatenate(scores)
   return CatalogRecommender(recommend, data.catalog,
                             list_size=len(data.catalog) if grounds else config.decode.beams)
+
+
+def make_writer(llm: tuple, start: list[int], longest: int,
+                memory: PrefixMemory | None) -> PromptGenerator:
+  """The LLM behind what all prompts begin with.
+
+  llm: model, variables, tokenizer. start: tokens of every prompt. longest: tokens of a prompt, at
+  most. memory: as of `recommender`.
+  """
+  if memory is None:
+    return PrefixGenerator(*llm, start, longest)
+  writer = BlockGenerator(*llm, memory, start, longest)
+  writer.keep_opening()
+  return writer
 
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Callable,
