@@ -22,7 +22,8 @@ DEFAULTS: dict[str, Any] = dict(
     workdirs=(), host='127.0.0.1', port=8000, unix_socket='', data=(), later=None, catalog=None,
     catalogue=None, timeout=60.0, most=256, keys='', rate=0.0, burst=100, interests_url='',
     interests_model='', events=events_cli.DEFAULT_PLACE, history_types='purchase', split='',
-    workers=1, access_log='', log_histories=False, shop=True, options='')
+    workers=1, access_log='', log_histories=False, shop=True, prefix_memory=256,
+    options='')
 ENVIRONMENT = 'RECJAX_SERVE_'  # and the name of a flag: RECJAX_SERVE_PORT
 SWITCHES = ('shop', 'log_histories')
 
@@ -63,6 +64,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
       'click, cart, purchase (default purchase)')
   add('--split', metavar='NAME:SHARE,...', help='which share of users gets which model where a '
       'request names none, as in a:0.9,b:0.1')
+  add('--prefix-memory', metavar='MIB', type=settings.flag(int, 'at least 0'), help='MiB that each '
+      'language model may keep of what it read of prompts, so that a second round reads what is '
+      'new (default 256; 0 keeps nothing)')
   add('--access-log', metavar='FILE', help='a JSON object a line for every request; - is standard '
       'error')
   add('--log-histories', action=argparse.BooleanOptionalAction, help='with users and histories '
@@ -93,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
       access_log=args.access_log, log_histories=args.log_histories,
       events='' if args.events == 'none' else args.events, split=args.split,
       history_types=events_cli.parse_types(args.history_types, '--history-types'),
-      workers=args.workers)
+      workers=args.workers, prefix_bytes=args.prefix_memory << 20)
   server.run(args.workdirs, server_settings, args.data, args.catalog, args.later)
   if any(t.daemon for t in threading.enumerate()):  # a model that still warms would abort the end
     sys.stdout.flush()

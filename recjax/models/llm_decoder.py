@@ -16,6 +16,7 @@ from recjax.models.attention import KVBlock, kv_block
 from recjax.protocols import AnyArray, Decoder
 
 Suffix = tuple[Float[Array, 'L B K G slots Dh'], Float[Array, 'L B K G slots Dh']]
+Keys = tuple[Float[Array, 'L 1 G P Dh'], Float[Array, 'L 1 G P Dh']]  # of one row, and values
 
 
 def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
@@ -86,6 +87,58 @@ def continuing_decoder(model: llm.LM) -> Decoder:
     return call
   names = ('start', 'step', 'logits', 'rows', 'window', 'extend')
   return decoder(model)._replace(**{name: bound(name) for name in names})
+
+
+def decoder_of_read_prompts(model: llm.LM) -> Decoder:
+  """As `decoder`, for prompts that are read already, as by `read_block`.
+
+  model: the LM.
+
+  Its params are {'variables': ..., 'prompt': KVBlock of each row, 'state': (B, D) after each
+  prompt's last token}; the tokens that `start` is given are not read.
+  """
+  def bound(name: str) -> Callable:
+    def call(params: dict, *args) -> Any:
+      return getattr(decoder(model), name)(params['variables'], *args)
+    return call
+
+  def start(params: dict, tokens: AnyArray, lengths: AnyArray, beams: int, new_tokens: int
+            ) -> tuple[Array, PyTree]:
+    return params['state'], ((params['prompt'],),
+                             empty_suffix(model.cfg, len(tokens), beams, new_tokens))
+  names = ('step', 'logits', 'rows', 'window', 'extend')
+  return decoder(model)._replace(start=start, **{name: bound(name) for name in names})
+
+
+def empty_keys(cfg: llm.Config, size: int) -> Keys:
+  """Keys and values of a row that nothing was read of, with room for `size` tokens of cfg's model.
+  """
+  shape = (cfg.layers, 1, cfg.kv_heads, size, cfg.head_dim)
+  return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
+
+
+def write_keys(keys: Keys, new: Keys, start: int | Int[AnyArray, '']) -> Keys:
+  """Keys and values of a row with those of some more tokens in their places. keys: of the row. new:
+  of the tokens. start: the place of the first."""
+  return jax.tree.map(
+    lambda old, x: lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), start, 3), keys, new)
+
+
+def read_block(
+    model: llm.LM, variables: PyTree, keys: Keys, tokens: Int[AnyArray, '1 S'],
+    start: int | Int[AnyArray, ''], count: int | Int[AnyArray, ''],
+) -> tuple[Float[Array, '1 D'], Keys, Keys]:
+  """Reads tokens of a row behind those that it has.
+
+  model, variables: what reads. keys: of the row, its first `start` places filled, with room for
+  start + S. tokens: ids, the first `count` of them real, 1 at least. -> the state after the last
+  real one, the row's keys and values with theirs, theirs alone
+  """
+  size = keys[0].shape[3]
+  past = KVBlock(*keys, (jnp.arange(size) < start)[None])
+  state, new = prefill_states(model, variables, tokens, jnp.asarray(count)[None], (past,))
+  new = (new.k.astype(keys[0].dtype), new.v.astype(keys[1].dtype))
+  return state, write_keys(keys, new, start), new
 
 
 def empty_block(cfg: llm.Config, size: int) -> KVBlock:

@@ -34,6 +34,12 @@ class Metrics:
     self._batch_seconds = prometheus_client.Histogram(
         'recjax_batch_seconds', 'Time a batch took', ('kind', 'model'), buckets=SECONDS_BUCKETS,
         registry=self.registry)
+    self._prompt_tokens = prometheus_client.Counter(
+        'recjax_prompt_tokens', 'Tokens of prompts: found in the memory of prefixes, or read',
+        ('model', 'source'), registry=self.registry)
+    self._prefix_bytes = prometheus_client.Gauge(
+        'recjax_prefix_memory_bytes', 'Bytes that a language model keeps of prompts', ('model',),
+        registry=self.registry)
     self.interests = prometheus_client.Counter(
         'recjax_interests', 'Interests found, by who found them', ('source',),
         registry=self.registry)
@@ -68,6 +74,16 @@ class Metrics:
     seconds: that it took."""
     self._batch_size.labels(kind, model).observe(size)
     self._batch_seconds.labels(kind, model).observe(seconds)
+
+  def observe_prompt(self, model: str, found: int, read: int) -> None:
+    """Counts one prompt. model: its name. found: tokens that were kept of earlier prompts. read:
+    the others."""
+    self._prompt_tokens.labels(model, 'memory').inc(found)
+    self._prompt_tokens.labels(model, 'read').inc(read)
+
+  def watch_prefix_bytes(self, model: str, value: Callable[[], float]) -> None:
+    """Shows what a model keeps of prompts. model: its name. value: called for the bytes."""
+    self._prefix_bytes.labels(model).set_function(value)
 
   def observe_event_batch(self, size: int, seconds: float) -> None:
     """Counts one transaction of events. size: requests in it. seconds: that it took."""

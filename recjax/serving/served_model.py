@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recjax import recommend, run_files, settings
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.errors import ConfigError
 from recjax.evaluation.recommender import CatalogRecommender, as_recommender
 from recjax.serving.batcher import Batcher
@@ -24,6 +25,7 @@ TOP_KS = (20, 100)  # items of an answer, padded up, as few as suffice
 WARM_UP_LENGTHS = (1, 9, 17, 33, 65)  # of histories that are run before the first request
 LLM_BATCH_SIZE, CHAT_BATCH_SIZE, MAX_WAITING_CHATS = 8, 8, 64
 MAX_HISTORY_READ = 1000  # last items of a history that a model is shown
+PREFIX_MIB = 256  # of what a language model keeps of prompts
 log = logging.getLogger('recjax')
 
 
@@ -61,7 +63,8 @@ class ServedModel:
   whether requests are answered together. on_batch: called with (kind, name, size, seconds) after
   each call.
   tags: {item id: [(tag, weight)]} of a BETag run, or None. purchases: of the data set, or None.
-  training_histories: of the users of the data set; without them nobody is known.
+  training_histories: of the users of the data set; without them nobody is known. prefix_memory: of
+  the prompts that the run's language model read, or None.
 
   opened: when, seconds since 1970. is_ready: whether its programs are compiled. failure: why they
   could not be, '' where they could. batch_sizes: of its calls. batch_seconds: {size: how long a
@@ -73,10 +76,11 @@ class ServedModel:
                on_batch: Callable[[str, str, int, float], None] | None = None,
                tags: Mapping[str, Sequence[tuple[str, float]]] | None = None,
                purchases: Purchases | None = None,
-               training_histories: TrainingHistories | None = None):
+               training_histories: TrainingHistories | None = None,
+               prefix_memory: PrefixMemory | None = None):
     self.name, self.method, self.catalogs = name, method, catalogs
     self.recommender, self.chat_model = recommender, chat_model
-    self.tags, self.purchases = tags, purchases
+    self.tags, self.purchases, self.prefix_memory = tags, purchases, prefix_memory
     self.training_histories = training_histories or TrainingHistories(None)
     max_batch = recommender.max_batch or (
         BATCH_SIZES[-1] if recommender.masks_by_row else LLM_BATCH_SIZE)
@@ -219,6 +223,11 @@ class ServedModel:
     return (f'{self.name}: compiles, step {self._warm_done + 1} of {self._warm_steps}, for '
             f'{seconds:.0f} s{left}')
 
+  def forget_prompts(self) -> None:
+    """Makes room where another model answers now: prompts are read anew if it is ever asked."""
+    if self.prefix_memory:
+      self.prefix_memory.clear()
+
   def close(self, timeout: float) -> None:
     """Answers what waits and takes no more. timeout: seconds that each queue has."""
     for batcher in filter(None, (self.batcher, self.chat_batcher)):
@@ -276,13 +285,18 @@ class ModelOpener:
 
   chat_data: further data sets that chat models recommend from. items_file: the items as they are
   now, as CatalogVersions takes it. batched, on_batch: as ServedModel takes them. later: a data set
-  that carries on that of every run, as `recommend.load` takes it.
+  that carries on that of every run, as `recommend.load` takes it. prefix_bytes: that each language
+  model may keep of prompts, 0 for nothing. on_prompt: called with (name, tokens found, tokens read)
+  for each of its prompts.
   """
 
   def __init__(self, chat_data: Sequence[str] = (), items_file: str | os.PathLike | None = None,
                batched: bool = True,
                on_batch: Callable[[str, str, int, float], None] | None = None,
-               later: str | os.PathLike | None = None):
+               later: str | os.PathLike | None = None, prefix_bytes: int = PREFIX_MIB << 20,
+               on_prompt: Callable[[str, int, int], None] | None = None):
+    self.prefix_bytes = prefix_bytes
+    self.on_prompt = on_prompt or (lambda name, found, read: None)
     self.chat_data, self.items_file, self.later = chat_data, items_file, later
     self.batched, self.on_batch = batched, on_batch
     self._shared: dict[str, tuple[CatalogVersions, Purchases | None, TrainingHistories]] = {}
@@ -296,12 +310,16 @@ class ModelOpener:
           CatalogVersions(dataset.catalog, counts, self.items_file), purchases,
           TrainingHistories(dataset))
     catalogs, purchases, histories = self._shared[dataset.fingerprint]
+    name = name_of(workdir)
+    memory = PrefixMemory(self.prefix_bytes, functools.partial(
+        self.on_prompt, name)) if hasattr(module, 'faces') else None
     with run_files.opening(workdir), settings.reading(workdir):
-      recommender, chat_model, tags = open_run(module, workdir, self.chat_data, self.later)
+      recommender, chat_model, tags = open_run(
+          module, workdir, self.chat_data, self.later, memory)
     return ServedModel(
-        name_of(workdir), module.__name__.rsplit('.', 1)[-1],
+        name, module.__name__.rsplit('.', 1)[-1],
         as_recommender(recommender, dataset.catalog), catalogs, chat_model, self.batched,
-        self.on_batch, tags, purchases, histories)
+        self.on_batch, tags, purchases, histories, memory)
 
 
 def name_of(workdir: str | os.PathLike) -> str:
@@ -332,14 +350,16 @@ def open_models(workdirs: Iterable[str | os.PathLike], opener: ModelOpener | Non
 
 
 def open_run(module: ModuleType, workdir: str | os.PathLike, chat_data: Sequence[str],
-             later: str | os.PathLike | None) -> tuple[Any, Any, Any]:
+             later: str | os.PathLike | None, memory: PrefixMemory | None
+             ) -> tuple[Any, Any, Any]:
   """Returns what a run recommends and chats with, and the tags of its items; the last two may be
   None.
 
-  module: the package of its method. workdir, chat_data, later: as `ModelOpener` takes them.
+  module: the package of its method. workdir, chat_data, later: as `ModelOpener` takes them. memory:
+  of the prompts of a method with `faces`.
   """
   if hasattr(module, 'faces'):
-    recommender, chat_model = module.faces(workdir, chat_data, later)
+    recommender, chat_model = module.faces(workdir, chat_data, later, memory)
   else:
     recommender, chat_model = module.recommender(workdir, later), None
   tags = module.item_tags(workdir, later) if hasattr(module, 'item_tags') else None

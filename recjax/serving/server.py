@@ -73,7 +73,8 @@ def open_service(folders: Sequence[str], chat_data: Sequence[str],
   """
   metrics = Metrics()
   opener = served_model.ModelOpener(chat_data, items_file, on_batch=metrics.observe_batch,
-                                    later=later)
+                                    later=later, prefix_bytes=settings.prefix_bytes,
+                                    on_prompt=metrics.observe_prompt)
   models = served_model.open_models(folders, opener, functools.partial(log, flush=True))
   for line in served_model.describe_models(models, folders):
     log(line)

@@ -2,6 +2,7 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -24,7 +25,7 @@ from recjax.serving.catalog_snapshot import CatalogSnapshot
 from recjax.serving.events import Event, EventStore, Shown, StoreUnavailable, Written
 from recjax.serving.http_errors import CLIENT_CLOSED_REQUEST, RequestError, replace_surrogates
 from recjax.serving.prometheus import Metrics
-from recjax.serving.served_model import RecommendQuery, ServedModel, co_purchased
+from recjax.serving.served_model import PREFIX_MIB, RecommendQuery, ServedModel, co_purchased
 from recjax.serving.user_histories import parse_split
 from recjax.serving.workers import Worker
 from recjax.text import interest_terms as local_interests
@@ -54,7 +55,7 @@ class ServerSettings:
   interests_seconds: that it may take.
   events: the database of events, as `EventStore` takes it. split: which users get which model, as
   `parse_split` takes it. history_types: which events make a user's history. workers: processes
-  that answer.
+  that answer. prefix_bytes: that each language model may keep of prompts, of each worker.
   """
   host: str = '127.0.0.1'
   port: int = 8000
@@ -77,6 +78,7 @@ class ServerSettings:
   split: str = ''
   history_types: tuple[str, ...] = ('purchase',)
   workers: int = 1
+  prefix_bytes: int = PREFIX_MIB << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,15 @@ class RecommendationService:
         lambda: sum(len(m.batcher) + len(m.chat_batcher or ()) for m in self.models.values()))
     self.metrics.add_gauge('recjax_models_ready', 'Models that answer',
                            lambda: sum(m.is_ready for m in self.models.values()))
+    for name, model in self.models.items():
+      if model.prefix_memory:
+        self.metrics.watch_prefix_bytes(name, functools.partial(self._prefix_bytes, name))
+
+  def _prefix_bytes(self, name: str) -> int:
+    """Bytes that the model of that name keeps of prompts, and the one before the last reload."""
+    memories = (model.prefix_memory for model in (self.models[name], self._earlier_models.get(name))
+                if model)
+    return sum(memory.num_bytes for memory in memories if memory)
 
   def model(self, name: str = '', capability: str = '', remedy: str = '') -> ServedModel:
     """Returns a model by name, or where there is none the first that can do what is asked.
@@ -190,6 +201,7 @@ class RecommendationService:
       if older := self._earlier_models.pop(old.name, None):
         older.close(self.settings.answer_seconds)
       self._earlier_models[old.name], self.models[old.name] = old, new
+      old.forget_prompts()
       return new
     finally:
       self._reloading.release()
@@ -205,8 +217,9 @@ class RecommendationService:
       if current.name not in self._earlier_models:
         raise RequestError(422, f'there is no earlier {current.name} to return to')
       earlier = self._earlier_models[current.name]
-      self._earlier_models[current.name] = self.models[current.name]
+      newer = self._earlier_models[current.name] = self.models[current.name]
       self.models[current.name] = earlier
+      newer.forget_prompts()
       return earlier
 
   def refuse_with_workers(self, reason: str) -> None:

@@ -34,7 +34,7 @@ from recjax.retrieval import nearest
 from recjax.split_rule import SplitRule
 from recjax.text import tokenizer as tokenizer_lib
 from recjax.training import workdir as workdir_lib
-from tests import beside_rows, later, told
+from tests import beside_rows, later, served_faces, told
 from tests.long import long
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -221,6 +221,7 @@ class RingTest(absltest.TestCase):
     found, items = self.grounded(self.folder / 'run')
     self.assertGreater(found['rows']['bigrec']['HR@1']['value'], 0.9)
     self.assertLess(found['invalid_titles'], 1)
+    served_faces.check(self, bigrec, self.folder / 'run')
     self.assertEqual(items[0][0], 'i6')
 
   def grounded(self, path, **changes):
@@ -280,6 +281,7 @@ class RingTest(absltest.TestCase):
     self.assertTrue((np.diff(scores[0][:len(items[0])]) <= 0).all())
     items, _ = ask([['i3', 'i4', 'i5']], 3, allowed={'i9', 'i4'})
     self.assertEqual(items, [['i9']])
+    served_faces.check(self, bigrec, path)
     self.later(path, ask)
     page = (path / 'report.html').read_text()
     for said in ('Ghost tokens', 'The LLM alone wrote', 'bao2024d3'):

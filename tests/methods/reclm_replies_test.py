@@ -1,11 +1,13 @@
 """Replies to conversations: told while they are made, ended where nobody wants them; control
 symbols of people are text."""
+import concurrent.futures
 import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
 
 from recjax.data.dataset import Catalog
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.errors import ConfigError
 from recjax.methods.reclm import chat_batcher, conversation, prompts, stop_words
 from tests.long import long
@@ -120,6 +122,61 @@ class TellTest(parameterized.TestCase):
     self.assertEqual(one.items, whole.items[:1])
     self.assertTrue(one.text.endswith(f'"{one.titles[0]}"'))
     self.assertTrue(whole.text.startswith(one.text))
+
+
+class MemoryTest(parameterized.TestCase):
+
+  def batcher(self, max_bytes):
+    counts, some = [], replier()
+    memory = PrefixMemory(max_bytes, lambda found, read: counts.append(found))
+    return chat_batcher.ChatBatcher(some.cfg, some.domains, some.system, some.mesh, memory), counts
+
+  def rounds(self):
+    """A conversation in rounds, which forks, another system turn, and a turn about goods."""
+    base = [('user', 'I need a lamp, ' * 4), ('assistant', 'Try "red lamp". ' * 3),
+            ('user', 'And a rope?')]
+    talks = [base[:1], base, [*base, ('assistant', 'No.'), ('user', 'Why?')],
+             [*base[:2], ('user', 'And a saw?')], [('system', 'Be short.'), *base[:1]]]
+    asked = [chat_batcher.ChatRequest(tuple(prompts.message(*turn) for turn in turns), seed=n,
+                                      temperature=0.9, tokens=8)
+             for n, turns in enumerate(talks)]
+    return [*asked, said(history=(3, 4), tokens=8, temperature=1.2)]
+
+  def check(self, some, counts, want):
+    """Replies are those of a model that keeps nothing, and the system turn stays."""
+    memory = some.generator.memory
+    pinned = memory.num_bytes
+    self.assertGreater(pinned, 0)
+    counts.clear()
+    self.assertEqual([some([request])[0] for request in self.rounds()], want)
+    self.assertGreater(min(found for n, found in enumerate(counts) if n != 4), 0)
+    self.assertLessEqual(memory.num_bytes, memory.max_bytes)
+    memory.clear()
+    self.assertEqual(memory.num_bytes, pinned)
+
+  @parameterized.parameters((1 << 30,), (40_000,))
+  def test_replies_are_equal_with_a_memory_and_without(self, max_bytes):
+    plain, _ = self.batcher(0)
+    want = [plain([request])[0] for request in self.rounds()]
+    self.assertEqual(plain.generator.memory.num_bytes, 0)
+    some, counts = self.batcher(max_bytes)
+    some.generator.keep_opening()
+    self.check(some, counts, want)
+
+  @long
+  def test_batches_and_threads_share_a_memory(self):
+    plain, _ = self.batcher(0)
+    want = [plain([request])[0] for request in self.rounds()]
+    some, counts = self.batcher(1 << 30)
+    some.warm()
+    self.assertEqual(some(self.rounds()), want)
+    self.check(some, counts, want)
+    other, _ = self.batcher(0)
+    other.generator.memory = some.generator.memory
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      for found in pool.map(lambda one: [one([request])[0] for request in self.rounds()] * 2,
+                            (some, other)):
+        self.assertEqual(found, want * 2)
 
 
 class ControlTest(parameterized.TestCase):

@@ -34,7 +34,7 @@ from recjax.models import llm as llm_lib
 from recjax.text import prompt_templates, tokenizer
 from recjax.training import llm_loading
 from recjax.training import workdir as workdir_lib
-from tests import devices, later, told
+from tests import devices, later, served_faces, told
 from tests.long import long, long_but
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -131,6 +131,7 @@ class WholeTest(parameterized.TestCase):
       self.assertLen(set(row), 4)
       self.assertFalse(set(row) & set(history))
     self.assertTrue((np.diff(scores, axis=1) <= 0).all())
+    served_faces.check(self, reclm, path)
     self.assertEqual(face([['i3']], 4, allowed={'i1', 'i2'})[0][0].sort(), ['i1', 'i2'].sort())
     self.assertLess(set(face([['i3']], 4, allowed={'i1', 'i2'})[0][0]), {'i1', 'i2', 'i3'})
     self.later(path, grounding, face)

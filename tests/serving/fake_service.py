@@ -135,10 +135,11 @@ def catalog_versions(path=None):
   return CatalogVersions(CATALOG, np.arange(N, 0, -1), path)
 
 
-def service(path=None, batched=True, hold=None, reverse=False, worker=None, **settings):
+def service(path=None, batched=True, hold=None, reverse=False, worker=None, models=None,
+            **settings):
   """A RecommendationService of two models on one catalog: `ring` has tags, `talk` converses. hold:
   called before each batch of `ring` is answered. reverse: items go the other way round. worker: its
-  place among others."""
+  place among others. models: others by their names instead."""
   recommender, catalogs = ranking.recommender(follow, CATALOG), catalog_versions(path)
   if reverse:
     recommender = ranking.recommender(precede, CATALOG)
@@ -153,7 +154,7 @@ def service(path=None, batched=True, hold=None, reverse=False, worker=None, **se
   talk = ServedModel('talk', 'reclm', recommender, catalogs, Talker())
   for model in (ring, talk):
     model.is_ready = True
-  return RecommendationService({'ring': ring, 'talk': talk}, ServerSettings(**settings),
+  return RecommendationService(models or {'ring': ring, 'talk': talk}, ServerSettings(**settings),
                                worker=worker)
 
 

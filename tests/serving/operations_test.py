@@ -11,11 +11,13 @@ import sys
 import threading
 
 import httpx
+import numpy as np
 import yaml
 from absl.testing import absltest, parameterized
 
 from recjax import cli
 from recjax.cli import serve as serve_cli
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.errors import ConfigError
 from recjax.serving import api_keys, server
 from recjax.serving.api_keys import ApiKey, KeyRing, TokenBucket
@@ -242,6 +244,29 @@ class ReloadTest(absltest.TestCase):
       self.assertEqual(answer.status_code, 422, answer.text)
       self.assertIn(words, answer.json()['error']['message'])
       self.assertEqual(self.first(), ['i10'])
+
+  def test_a_model_that_is_not_asked_keeps_no_prompts(self):
+    """Each opened model has a memory of its own; metrics count what both keep."""
+    def keep(model):
+      model.prefix_memory = PrefixMemory(100)
+      model.prefix_memory.add([(1,), (2,)], [np.zeros(10, np.int8), np.zeros(20, np.int8)])
+      return model
+    ring = keep(self.shop.models['ring'])
+    self.shop = fake_service.service(models={'ring': ring})
+    self.shop.reopen = {'ring': lambda: keep(self.others[0])}
+    self.shop.metrics.observe_prompt('ring', 2, 5)
+    self.http = app_test.client(self.shop)
+    gauge = 'recjax_prefix_memory_bytes{model="ring"}'
+    self.assertIn(f'{gauge} 30.0', self.http.get('/metrics').text)
+    self.assertEqual(self.http.post('/v1/models/reload').status_code, 200)
+    self.assertEqual((ring.prefix_memory.num_bytes, self.others[0].prefix_memory.num_bytes),
+                     (0, 30))
+    text = self.http.get('/metrics').text
+    self.assertIn(f'{gauge} 30.0', text)
+    self.assertIn('recjax_prompt_tokens_total{model="ring",source="memory"} 2.0', text)
+    self.assertIn('recjax_prompt_tokens_total{model="ring",source="read"} 5.0', text)
+    self.assertEqual(self.http.post('/v1/models/rollback').status_code, 200)
+    self.assertIn(f'{gauge} 0.0', self.http.get('/metrics').text)
 
   def test_one_reload_at_a_time(self):
     go = threading.Event()

@@ -94,7 +94,8 @@ def check(cfg: ConfigDict) -> prompts.Template:
   return template
 
 
-recommender, cost, convert = inference.recommender, planning.cost, export.convert
+recommender, faces = inference.recommender, inference.faces
+cost, convert = planning.cost, export.convert
 
 
 def validated(cfg: ConfigDict) -> str:

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_filter, trie
 from recjax.decoding.beam_search import BeamSearch
+from recjax.decoding.block_generator import PromptGenerator
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.item_filter import ItemFilter
-from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.trie import Trie
 from recjax.errors import ConfigError, DataError
 from recjax.methods.bigrec import prompts
@@ -19,7 +19,7 @@ from recjax.text import spelling
 from recjax.text.tokenizer import Tokenizer
 
 
-def texts(writer: PrefixGenerator, asked: list[list[int]],
+def texts(writer: PromptGenerator, asked: list[list[int]],
           cfg: ConfigDict) -> list[tuple[list[str], list[float]]]:
   """Beams of free text, best first. -> [([text], [score])] in the order of the prompts
 
@@ -35,7 +35,7 @@ def texts(writer: PrefixGenerator, asked: list[list[int]],
            [round(float(s), 5) for s in generated.scores[b]]) for b in range(len(asked))]
 
 
-def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,
+def titles(writer: PromptGenerator, asked: list[list[int]], cfg: ConfigDict, planted: DeviceTrie,
            limits: ItemFilter | None = None, mixing: Any = None, length_penalty: float = 0.0,
            token_scores: bool = False) -> Any:
   """Beams of titles of the catalog.
@@ -50,7 +50,7 @@ def titles(writer: PrefixGenerator, asked: list[list[int]], cfg: ConfigDict, pla
   return writer.generate([writer.own(p) for p in asked], search, only)
 
 
-def ends(writer: PrefixGenerator) -> tuple[int, ...]:
+def ends(writer: PromptGenerator) -> tuple[int, ...]:
   """Ids that end an answer. writer: the LLM."""
   return tuple(writer.tokenizer.eos_ids)
 

@@ -2,7 +2,7 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from recjax import run_files, split_rule
+from recjax.decoding.block_generator import BlockGenerator, PromptGenerator
 from recjax.decoding.device_trie import DeviceTrie
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.decoding.trie import Trie
 from recjax.distributed import sharding
 from recjax.errors import DataError
@@ -29,11 +31,23 @@ from recjax.training import auxiliary_recommender, sft, text_embedding
 from recjax.training.workdir import find_stage, open_later_work, saved_config
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
+def faces(workdir: str | os.PathLike, catalogs: Sequence[str] = (), data: str | None = None,
+          memory: PrefixMemory | None = None) -> tuple[CatalogRecommender, None]:
+  """One opened run for serving: `recommender`, and nothing that converses.
+
+  workdir, data, memory: as there. catalogs: of runs that converse, not used.
+  """
+  return recommender(workdir, data, memory), None
+
+
+def recommender(workdir: str | os.PathLike, data: str | None = None,
+                memory: PrefixMemory | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
-  workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever
-  is more. It raises DataError for an unknown id or an empty history.
+  workdir: the run's folder. memory: None reads the prompts of a batch together, for files of users;
+  else they are read in blocks, for users who come again, and it keeps them. -> Recommender. D3
+  searches with k or `decode.beams` beams, whichever is more. It raises DataError for an unknown id
+  or an empty history.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -56,8 +70,8 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
       len(data.catalog),
       auxiliary_recommender.least if grounds else auxiliary_recommender.mean_share)
   with jax.set_mesh(mesh):
-    writer = PrefixGenerator(model, variables, tokenizer, opening(config, template, tokenizer),
-                        config.prompt.max_prompt_tokens)
+    writer = make_writer((model, variables, tokenizer), opening(config, template, tokenizer),
+                         config.prompt.max_prompt_tokens, memory)
   if grounds:
     reader = grounding.text_encoder(config, folder, find_stage(workdir, 'tune'), mesh)
     embed = lambda texts: text_embedding.embed(reader, texts, mesh)[0]  # noqa: E731
@@ -85,6 +99,20 @@ def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogR
     return np.concatenate(items), np.concatenate(scores)
   return CatalogRecommender(recommend, data.catalog,
                             list_size=len(data.catalog) if grounds else config.decode.beams)
+
+
+def make_writer(llm: tuple, start: list[int], longest: int,
+                memory: PrefixMemory | None) -> PromptGenerator:
+  """The LLM behind what all prompts begin with.
+
+  llm: model, variables, tokenizer. start: tokens of every prompt. longest: tokens of a prompt, at
+  most. memory: as of `recommender`.
+  """
+  if memory is None:
+    return PrefixGenerator(*llm, start, longest)
+  writer = BlockGenerator(*llm, memory, start, longest)
+  writer.keep_opening()
+  return writer
 
 
 def vectors_of(workdir: str | os.PathLike, data: Data, before: Data, embed: Callable,

@@ -1,4 +1,7 @@
-"""Replies to conversations that clients keep: many at once, nothing remembered between them."""
+"""Replies to conversations that clients keep: many at once, each as if nothing had been before.
+
+What the model computed for the tokens that conversations begin with is remembered, to the bit.
+"""
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -8,19 +11,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.block_generator import BlockGenerator, PromptGenerator
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.decoding.sampling import own_draws
 from recjax.errors import ConfigError, DataError
 from recjax.methods.reclm import generate, item_limits, stop_words, train
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.methods.reclm.generate import GroundedModel, Reply
 from recjax.methods.reclm.item_limits import Plan
-
-PROMPT_BUCKET = 128  # tokens that prompts are padded to a multiple of
+from recjax.training import sft
 
 BATCH_SIZES = (1, 8)  # conversations of a batch, padded up
 
 MAX_ITEMS = 10  # items of a reply
+
+UNLIKE_TEXTS = ('a', 'B', '1', '(')  # of turns that share what every conversation begins with
 
 CHARS_PER_TOKEN = 32  # of a token at most, about
 
@@ -73,19 +78,21 @@ class ChatBatcher:
   """One model for many conversations.
 
   cfg: the run's config. domains: {name: GroundedModel}, the first is the run's own. system: what
-  the model is told first. mesh: of devices.
+  the model is told first. mesh: of devices. memory: of what was read, of this model alone; without
+  it all is read anew.
   """
 
   def __init__(self, cfg: ConfigDict, domains: dict[str, GroundedModel], system: str,
-               mesh: jax.sharding.Mesh):
+               mesh: jax.sharding.Mesh, memory: PrefixMemory | None = None):
     self.cfg, self.domains, self.system, self.mesh = cfg, domains, system, mesh
-    grounded = next(iter(domains.values()))
-    chat_model = grounded.chat_model
-    with jax.set_mesh(mesh):
-      self.generator = PrefixGenerator(
-        chat_model.model, chat_model.variables, chat_model.tokenizer, [], PROMPT_BUCKET)
     self.item_of_title = {
       name: domain_model.tokenized.index for name, domain_model in domains.items()}
+    chat_model = next(iter(domains.values())).chat_model
+    opening = sft.common_prefix([
+      self.prompt(ChatRequest((prompts_lib.message('user', text),))) for text in UNLIKE_TEXTS])
+    self.generator: PromptGenerator = BlockGenerator(
+      chat_model.model, chat_model.variables, chat_model.tokenizer, memory or PrefixMemory(0),
+      opening)
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
     """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
@@ -141,7 +148,7 @@ class ChatBatcher:
         answers[row] = self.refused(request, plans[row], len(prompts[row]))
         settle(row, answers[row])
         continue
-      key = self.domain_of(request)[0], len(prompts[row]) // PROMPT_BUCKET
+      key = self.domain_of(request)[0], self.generator.room(prompts[row])
       rows_by_program.setdefault(key, []).append(row)
     for (name, _), rows in rows_by_program.items():
       for start in range(0, len(rows), BATCH_SIZES[-1]):
@@ -269,7 +276,9 @@ class ChatBatcher:
                       len(reply.ids))
 
   def warm(self) -> None:
-    """Compiles the programs of short conversations."""
+    """Reads the system turn for good, and compiles the programs of short conversations."""
+    with jax.set_mesh(self.mesh):
+      self.generator.keep_opening()
     for size in BATCH_SIZES:
       self([ChatRequest((prompts_lib.message('user', 'Hello'),))] * size)
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from recjax.decoding import constraints, device_trie, item_span, retrieval_constraint
 from recjax.decoding.beam_search import BeamSearch
+from recjax.decoding.block_generator import PromptGenerator
 from recjax.decoding.prefix_generator import PrefixGenerator
 from recjax.decoding.sampling import Draws, Sampling
 from recjax.distributed import multihost
@@ -131,7 +132,7 @@ class GroundedModel:
     return ''.join(parts).strip()
 
 
-def generate_replies(grounded: GroundedModel, generator: PrefixGenerator, decode: ConfigDict,
+def generate_replies(grounded: GroundedModel, generator: PromptGenerator, decode: ConfigDict,
                      prompts: Sequence[Sequence[int]], excluded: Sequence | None = None,
                      allowed: np.ndarray | None = None, least: np.ndarray | None = None,
                      root: np.ndarray | None = None, *, seed: int | Draws,
@@ -159,7 +160,7 @@ def sampling(decode: ConfigDict, pass_width: int = PASS_WIDTH) -> Sampling:
                   pass_width=pass_width)
 
 
-def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
+def rank_items(grounded: GroundedModel, generator: PromptGenerator,
                prompts: Sequence[Sequence[int]], k: int, excluded: Sequence | None = None,
                allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
   """The k best first items of a list, which a greedy list shows one of: beams over the catalog, or
@@ -184,7 +185,7 @@ def rank_items(grounded: GroundedModel, generator: PrefixGenerator,
   return generated.best(k, trie, filter_)
 
 
-def rank_by_vectors(grounded: GroundedModel, generator: PrefixGenerator,
+def rank_by_vectors(grounded: GroundedModel, generator: PromptGenerator,
                     prompts: Sequence[Sequence[int]], k: int, excluded: Sequence | None,
                     allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
   """The items whose vectors go best with the state at the end of prompts.

@@ -11,7 +11,9 @@ from recjax import run_files
 from recjax.data import update
 from recjax.data.dataset import Dataset
 from recjax.data.loading import load_data, load_unchanged
+from recjax.decoding.block_generator import BlockGenerator, PromptGenerator
 from recjax.decoding.prefix_generator import PrefixGenerator
+from recjax.decoding.prefix_memory import PrefixMemory
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.evaluation.recommender import CatalogRecommender
@@ -19,7 +21,10 @@ from recjax.methods.reclm import chat_batcher, conversation, generate, tokenized
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.run_files import read_json
 from recjax.text import prompt_templates
+from recjax.training import sft
 from recjax.training.workdir import find_stage, saved_config
+
+MANY = 20  # items that a prompt asks for, in other words than one
 
 
 def open_run(
@@ -69,24 +74,43 @@ def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:
   return make_recommender(*open_run(workdir, data))
 
 
-def faces(workdir: Path, catalogs: Sequence[str] = (),
-          data: str | None = None) -> tuple[CatalogRecommender, chat_batcher.ChatBatcher]:
+def faces(workdir: Path, catalogs: Sequence[str] = (), data: str | None = None,
+          memory: PrefixMemory | None = None
+          ) -> tuple[CatalogRecommender, chat_batcher.ChatBatcher]:
   """One opened run for serving: `recommender` and `chat_batcher.ChatBatcher`.
 
   catalogs: as in `converse`; data: a later data set, as in `open_run`. workdir: of the run.
+  memory: of what both read, of nothing else; without it all is read anew.
   """
+  memory = memory or PrefixMemory(0)
   config, dataset, grounded, mesh = opened = open_run(workdir, data)
   domains = load_domains(config, grounded, catalogs)
-  return make_recommender(*opened), chat_batcher.ChatBatcher(
-    config, domains, system_prompt(config), mesh)
+  return make_recommender(*opened, memory), chat_batcher.ChatBatcher(
+    config, domains, system_prompt(config), mesh, memory)
 
 
 def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generate.GroundedModel,
-                     mesh: jax.sharding.Mesh) -> CatalogRecommender:
-  """The face of a run. config, dataset, grounded, mesh: as `open_run` gives them."""
+                     mesh: jax.sharding.Mesh, memory: PrefixMemory | None = None
+                     ) -> CatalogRecommender:
+  """The face of a run. config, dataset, grounded, mesh: as `open_run` gives them. memory: None
+  reads the prompts of a batch together, for files of users; else they are read in blocks, for
+  users who come again."""
   tokenized, template = grounded.tokenized, prompt_templates.read(
       config.prompt.template, 'recjax.methods.reclm', prompts_lib.FIELDS)
   encoder, generators = train.make_encoder(config, grounded.chat_model, tokenized), []
+
+  def make_generator(chat_model: train.ChatModel, longest: int) -> PromptGenerator:
+    llm = chat_model.model, chat_model.variables, chat_model.tokenizer
+    if memory is None:
+      return PrefixGenerator(*llm, [], longest)
+    titles = tokenized.titles
+    unlike = ([titles.index(min(titles)) + 1], 1), ([titles.index(max(titles)) + 1], MANY)
+    opening = sft.common_prefix([
+      prompts_lib.make_prompts(encoder, tokenized, template, [history], config.eval.words, k)[0][0]
+      for history, k in unlike])
+    generator = BlockGenerator(*llm, memory, opening, longest)
+    generator.keep_opening()
+    return generator
 
   def recommend(histories: Sequence, k: int, exclude_seen: bool, allowed_mask: np.ndarray | None
                ) -> tuple:
@@ -97,9 +121,8 @@ def make_recommender(config: ConfigDict, dataset: Dataset, grounded: generate.Gr
     size = min(config.decode.batch, 1 << (len(item_rows) - 1).bit_length())
     with jax.set_mesh(mesh):
       if not generators:
-        longest = min(max(map(len, prompts)) + 64, config.prompt.max_prompt_tokens)
-        generators.append(PrefixGenerator(grounded.chat_model.model, grounded.chat_model.variables,
-                                          grounded.chat_model.tokenizer, [], longest))
+        generators.append(make_generator(
+          grounded.chat_model, min(max(map(len, prompts)) + 64, config.prompt.max_prompt_tokens)))
       for start in range(0, len(item_rows), size):
         batch_rows = list(range(start, min(start + size, len(item_rows))))
         padded_rows = batch_rows + batch_rows[-1:] * (size - len(batch_rows))
