@@ -22,10 +22,11 @@ from recjax.decoding.sampling import Draws, Sampling
 from recjax.decoding.streaming import stream
 from recjax.models import llm, llm_decoder
 from recjax.models.attention import KVBlock
-from recjax.models.llm_decoder import Keys
+from recjax.models.llm_decoder import BlockKeys, Keys
 from recjax.protocols import Constraint
 
 BLOCK = 128  # tokens that are read together; fewer cost more each, more are filled up more often
+AnyKeys = tuple[Float[Array, 'L 1 G _ Dh'], Float[Array, 'L 1 G _ Dh']]  # of any room
 MIN_ROOM = 128  # tokens that the shortest prompt has room for; twice as many is the next room
 
 
@@ -97,7 +98,7 @@ class BlockGenerator:
               'prompt': KVBlock(k, v, jnp.asarray(np.arange(room) < lengths[:, None]))}
     return params, [prompt[-1:] for prompt in prompts]
 
-  def _read_all(self, prompts: Sequence) -> list[tuple[Float[Array, '1 D'], Keys]]:
+  def _read_all(self, prompts: Sequence) -> list[tuple[Float[Array, '1 D'], AnyKeys]]:
     """The state after each prompt, and its keys and values; prompts that are equal once."""
     rows: dict[Block, tuple] = {}
     keys = [tuple(map(int, prompt)) for prompt in prompts]
@@ -106,7 +107,7 @@ class BlockGenerator:
         rows[key] = self._read(key)
     return [rows[key] for key in keys]
 
-  def _read(self, prompt: Sequence[int]) -> tuple[Float[Array, '1 D'], Keys]:
+  def _read(self, prompt: Sequence[int]) -> tuple[Float[Array, '1 D'], AnyKeys]:
     blocks = self.blocks(prompt)
     found = self.memory.find(blocks[:-1])
     state, keys, values = self._read_blocks(blocks, found)
@@ -117,8 +118,8 @@ class BlockGenerator:
     self.memory.on_prompt(num_found, len(prompt) - num_found)
     return state, _grow(keys, self.room(prompt))
 
-  def _read_blocks(self, blocks: Sequence[Block], found: Sequence[Keys] = ()
-                   ) -> tuple[Any, Keys, list[Keys]]:
+  def _read_blocks(self, blocks: Sequence[Block], found: Sequence[AnyKeys] = ()
+                   ) -> tuple[Any, AnyKeys, list[AnyKeys]]:
     """Reads blocks behind those that are found, the first ones. -> the state after the last, keys
     and values of all, and of each"""
     values, state = list(found), None
@@ -155,14 +156,14 @@ def room_for(tokens: int) -> int:
   return room
 
 
-def _grow(keys: Keys, room: int) -> Keys:
+def _grow(keys: AnyKeys, room: int) -> AnyKeys:
   """Keys and values with more room."""
   more = room - keys[0].shape[3]
   return _pad(keys, more) if more > 0 else keys
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _pad(keys: Keys, more: int) -> Keys:
+def _pad(keys: AnyKeys, more: int) -> AnyKeys:
   return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]), keys)
 
 
@@ -174,5 +175,5 @@ _write = jax.jit(llm_decoder.write_keys, donate_argnums=0)
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _read_block(model: llm.LM, variables: PyTree, keys: Keys, tokens: Int[Array, '1 S'],
                 start: Int[Array, ''], count: Int[Array, '']
-                ) -> tuple[Float[Array, '1 D'], Keys, Keys]:
+                ) -> tuple[Float[Array, '1 D'], Keys, BlockKeys]:
   return llm_decoder.read_block(model, variables, keys, tokens, start, count)

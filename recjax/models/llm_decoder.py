@@ -17,6 +17,7 @@ from recjax.protocols import AnyArray, Decoder
 
 Suffix = tuple[Float[Array, 'L B K G slots Dh'], Float[Array, 'L B K G slots Dh']]
 Keys = tuple[Float[Array, 'L 1 G P Dh'], Float[Array, 'L 1 G P Dh']]  # of one row, and values
+BlockKeys = tuple[Float[Array, 'L 1 G S Dh'], Float[Array, 'L 1 G S Dh']]  # of some tokens of it
 
 
 def decoder(model: llm.LM, past: Sequence[KVBlock] = ()) -> Decoder:
@@ -117,7 +118,7 @@ def empty_keys(cfg: llm.Config, size: int) -> Keys:
   return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
 
-def write_keys(keys: Keys, new: Keys, start: int | Int[AnyArray, '']) -> Keys:
+def write_keys(keys: Keys, new: BlockKeys, start: int | Int[AnyArray, '']) -> Keys:
   """Keys and values of a row with those of some more tokens in their places. keys: of the row. new:
   of the tokens. start: the place of the first."""
   return jax.tree.map(
@@ -127,7 +128,7 @@ def write_keys(keys: Keys, new: Keys, start: int | Int[AnyArray, '']) -> Keys:
 def read_block(
     model: llm.LM, variables: PyTree, keys: Keys, tokens: Int[AnyArray, '1 S'],
     start: int | Int[AnyArray, ''], count: int | Int[AnyArray, ''],
-) -> tuple[Float[Array, '1 D'], Keys, Keys]:
+) -> tuple[Float[Array, '1 D'], Keys, BlockKeys]:
   """Reads tokens of a row behind those that it has.
 
   model, variables: what reads. keys: of the row, its first `start` places filled, with room for

@@ -33,21 +33,27 @@ from recjax.training.workdir import find_stage, open_later_work, saved_config
 
 def faces(workdir: str | os.PathLike, catalogs: Sequence[str] = (), data: str | None = None,
           memory: PrefixMemory | None = None) -> tuple[CatalogRecommender, None]:
-  """One opened run for serving: `recommender`, and nothing that converses.
+  """One opened run for serving, and nothing that converses.
 
-  workdir, data, memory: as there. catalogs: of runs that converse, not used.
+  workdir, data, memory: as of `opened`. catalogs: of runs that converse, not used.
   """
-  return recommender(workdir, data, memory), None
+  return opened(workdir, data, memory), None
 
 
-def recommender(workdir: str | os.PathLike, data: str | None = None,
-                memory: PrefixMemory | None = None) -> CatalogRecommender:
+def recommender(workdir: str | os.PathLike, data: str | None = None) -> CatalogRecommender:
   """The trained method's face. data: a later data set than the run's, whose titles it reads.
 
-  workdir: the run's folder. memory: None reads the prompts of a batch together, for files of users;
-  else they are read in blocks, for users who come again, and it keeps them. -> Recommender. D3
-  searches with k or `decode.beams` beams, whichever is more. It raises DataError for an unknown id
-  or an empty history.
+  workdir: the run's folder. -> Recommender. D3 searches with k or `decode.beams` beams, whichever
+  is more. It raises DataError for an unknown id or an empty history.
+  """
+  return opened(workdir, data)
+
+
+def opened(workdir: str | os.PathLike, data: str | None = None,
+           memory: PrefixMemory | None = None) -> CatalogRecommender:
+  """`recommender`, for files of users or for users who come again. workdir, data: as there.
+
+  memory: None reads the prompts of a batch together; else they are read in blocks, which it keeps.
   """
   config = saved_config(workdir)
   results = read_json(find_stage(workdir, 'evaluate') / 'results.json')
@@ -106,7 +112,7 @@ def make_writer(llm: tuple, start: list[int], longest: int,
   """The LLM behind what all prompts begin with.
 
   llm: model, variables, tokenizer. start: tokens of every prompt. longest: tokens of a prompt, at
-  most. memory: as of `recommender`.
+  most. memory: as of `opened`.
   """
   if memory is None:
     return PrefixGenerator(*llm, start, longest)
