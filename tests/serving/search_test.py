@@ -38,7 +38,8 @@ class SearchTest(parameterized.TestCase):
   @parameterized.parameters(
       ('bechreglas', [1, 2], 'becherglas'), ('Becherglass 500', [2], 'becherglas 500'),
       ('handshuhe', [5], 'handschuhe'), ('moerser', [0], 'morser'), ('nitirl', [5], 'nitril'),
-      ('stirrin rod', [6], ''), ('sitrring rods', [6], 'stirring rod'))
+      ('stirrin rod', [6], ''), ('glsas', [4], 'glass'), ('gurn', [0], 'grun'),
+      ('sitrring rods', [6], 'stirring rod'))
   def test_slips_of_the_hand(self, query, items, read_as):
     self.assertEqual(self.found(query), (items, read_as))
 

@@ -1,7 +1,8 @@
 """Search over a catalog by SQLite's full-text index, which forgives accents and slips of the hand.
 
 Items are found by the beginnings of all words of a query. A word that no item has is replaced by
-the likest words that some have: those that share its trigrams, by difflib's ratio.
+the likest words that some have, by difflib's ratio: of those that share its trigrams, and where it
+is short its first letter.
 """
 import dataclasses
 import difflib
@@ -19,6 +20,8 @@ WORD = re.compile(r'\w+')
 SEARCHED_COLUMNS = ('title', 'brand', 'categories')
 MAX_ITEM_CHARS, MAX_QUERY_WORDS, MAX_WORD_CHARS = 4000, 8, 40
 TYPO_LENGTH = 4  # letters of the shortest word in which a slip is looked for
+TRIGRAM_LENGTH = 7  # and of the shortest that shares a trigram with what was meant
+MOST_SHORT, LAST_SIGN = 500, chr(0x10ffff)
 MOST_ALIKE, LEAST_RATIO = 30, 0.7  # words that are compared, and how alike one must be
 SIGNS = str.maketrans({'ß': 'ss', 'æ': 'ae', 'œ': 'oe', 'ø': 'o', 'đ': 'd', 'ł': 'l'})
 
@@ -67,9 +70,15 @@ class WordIndex:
       return []
     trigrams = {word[i:i + 3] for i in range(len(word) - 2)}
     with self._lock:
-      near = [found for found, in self._database.execute(
+      near = self._database.execute(
           'SELECT word FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?',
-          (' OR '.join(f'"{trigram}"' for trigram in sorted(trigrams)), MOST_ALIKE))]
+          (' OR '.join(f'"{trigram}"' for trigram in sorted(trigrams)), MOST_ALIKE)).fetchall()
+      if len(word) < TRIGRAM_LENGTH:  # two letters that changed places leave no trigram whole
+        near += self._database.execute(
+            'SELECT term FROM vocabulary WHERE term BETWEEN ? AND ? AND length(term) BETWEEN ? AND '
+            '? ORDER BY cnt DESC LIMIT ?', (word[0], word[0] + LAST_SIGN, len(word) - 1,
+                                            len(word) + 1, MOST_SHORT)).fetchall()
+    near = list(dict.fromkeys(found for found, in near))
     return difflib.get_close_matches(word, near, 3, LEAST_RATIO)
 
   def close(self) -> None:
