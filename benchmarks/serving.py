@@ -2,7 +2,7 @@
 
   python -m benchmarks.serving WORKDIR [WORKDIR ...] [--seconds=300] [--clients=64]
   python -m benchmarks.serving WORKDIR --part=attack [--seconds=60]
-  python -m benchmarks.soak WORKDIR ... [--seconds=3600]      # an hour with faults, a file of its own
+  python -m benchmarks.soak WORKDIR ... [--seconds=3600]      # an hour with faults, another file
   python -m benchmarks.serving [WORKDIR ...] --part=ratio [--items=1000 100000] [--width=64]
   python -m benchmarks.serving WORKDIR --part=before --before=DIR [--workers 1 2] [--asks=2048]
 
