@@ -15,5 +15,5 @@ from recjax.methods.betag import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, separated by commas."""
   return config.make(arg)

@@ -15,7 +15,7 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', separated by commas."""
   c = config.ground(arg)
   if c.preset == 'paper':
     c.prompt.noun = 'games'

@@ -3,7 +3,7 @@
   python -m recjax.main --config=configs/bigrec_movies.py
       # the built-in shop and a tiny model: minutes on two CPU cores
   python -m recjax.main --config=configs/bigrec_movies.py:data=data/ml-100k,split=time
-      # the same small model on MovieLens-100K, windows of ten parted by time as published
+      # the same small model on MovieLens-100K, windows of ten separated by time as published
   python -m recjax.main --config=configs/bigrec_movies.py:paper,split=time,data=data/ml-10m \
       --config.llm.weights=/models/llama-7b
       # the authors' settings: LoRA rank 8 on 1,024 samples, 4 beams of up to 128 tokens
@@ -15,7 +15,7 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', separated by commas."""
   c = config.ground(arg)
   if c.preset == 'paper':
     c.prompt.noun, c.samples.window = 'movies', 'movie'

@@ -15,7 +15,7 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'other=FOLDER', 'split=auto', parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'other=FOLDER', 'split=auto', separated by commas."""
   c = config.ground(arg, dict(other='sample:1'))
   if c.preset == 'sample':
     c.train.sample = 2500

@@ -6,7 +6,7 @@
       # the same small model on your data
   python -m recjax.main --config=configs/d3_games.py:paper,split=time,data=data/games \
       --config.llm.weights=/models/Qwen2-0.5B
-      # the authors' settings: all weights tuned, 10 beams, windows parted by time
+      # the authors' settings: all weights tuned, 10 beams, windows separated by time
 
 Published on Video Games with Qwen2-0.5B (the authors' README, decoding not stated): NDCG@10 .052,
 HR@10 .085.
@@ -15,5 +15,5 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', separated by commas."""
   return config.decode(arg)

@@ -6,7 +6,7 @@
       # the same small model on your data, with its own held-out rows where it has them
   python -m recjax.main --config=configs/d3_scientific.py:paper,split=time,data=data/scientific \
       --config.llm.weights=/models/Qwen2-0.5B
-      # the authors' settings: all weights tuned, 10 beams, windows parted by time
+      # the authors' settings: all weights tuned, 10 beams, windows separated by time
 
 Published on Industrial & Scientific, full ranking by 10 beams (HR@10 / NDCG@10, MiniOneRec's
 table, arXiv 2510.24431): BIGRec .1370 / .0997, D3 .1500 / .1082.
@@ -15,7 +15,7 @@ from recjax.methods.bigrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'split=auto', separated by commas."""
   c = config.decode(arg)
   if c.preset == 'sample' and c.data == 'sample':
     c.eval.update(max_valid_users=128, max_test_users=512)

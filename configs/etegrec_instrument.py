@@ -13,5 +13,5 @@ from recjax.methods.etegrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, separated by commas."""
   return config.make_etegrec(arg)

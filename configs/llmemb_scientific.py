@@ -19,5 +19,5 @@ from recjax.methods.llmemb import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=', 'backbone=', 'variant=', 'profile=', parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=', 'backbone=', 'variant=', 'profile=', separated by commas."""
   return config.make(arg, 'scientific')

@@ -14,5 +14,5 @@ from recjax.methods.reclm import config
 
 
 def get_config(arg=''):
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'grounding=NAME', in any order, by commas."""
   return config.make(arg)

@@ -15,7 +15,7 @@ from recjax.methods.sequential import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, separated by commas."""
   c = config.make(arg if 'model=' in arg else f'{arg},model=hstu')
   if c.preset == 'paper':
     c.seeds = 1

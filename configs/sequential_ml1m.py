@@ -21,7 +21,7 @@ from recjax.methods.sequential import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, separated by commas."""
   c = config.make(arg)
   if c.preset == 'paper':
     c.model.update(max_history=200, dropout=0.1)

@@ -16,5 +16,5 @@ from recjax.methods.etegrec import config
 
 
 def get_config(arg=''):
-  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', separated by commas."""
   return config.make_tiger(arg)

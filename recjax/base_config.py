@@ -18,7 +18,7 @@ def parse(arg: str, defaults: Mapping[str, str],
           presets: Sequence[str] = ('paper',)) -> tuple[str, dict[str, str]]:
   """Reads what stands behind the colon of --config=FILE:ARGUMENT.
 
-  arg: a preset's name and KEY=VALUE, in any order, parted by commas; split=KIND is a key of all.
+  arg: a preset's name and KEY=VALUE, in any order, separated by commas; split=KIND is a key of all.
   defaults: the value of each other known key that is not given. choices: what the values of some
   keys may be. presets: those that the config has beside 'sample'. -> preset, {key: value}. Raises
   ValueError for anything that is not known.
@@ -47,7 +47,7 @@ def start(method: str, preset: str, data: str, **more: Any) -> ConfigDict:
   """A config with what every config has. method, preset, data: its settings of these names. more:
   further settings. -> ConfigDict
 
-  split: how the data are parted; `split_rule.SplitRule` says what its settings are.
+  split: how the data are split; `split_rule.SplitRule` says what its settings are.
   """
   return ConfigDict(dict(
       method=method, preset=preset, data=data, seed=0, mesh=dict(data=-1, fsdp=1, model=1),

@@ -1,4 +1,4 @@
-"""How a data set is parted into training, validation and test, as a config asks for it."""
+"""How a data set is split into training, validation and test, as a config asks for it."""
 import dataclasses
 from typing import Any
 

@@ -53,7 +53,7 @@ def grid(settings: Iterable[str]) -> list[Point]:
 
 
 def split(values: str) -> list[str]:
-  """Values parted by commas outside of brackets: '(1,2),(3,)' -> ['(1,2)', '(3,)']. values: as
+  """Values separated by commas outside of brackets: '(1,2),(3,)' -> ['(1,2)', '(3,)']. values: as
   --set holds them."""
   parts, depth = [''], 0
   for letter in values:

@@ -68,7 +68,7 @@ def weights_of(text: str | None, count: int) -> tuple[float, ...]:
   try:
     weights = tuple(float(word) for word in text.split(','))
   except ValueError:
-    raise ConfigError(f'--weights={text}: give numbers, parted by commas, e.g. 0.3,0.7') from None
+    raise ConfigError(f'--weights={text}: give numbers with commas between, e.g. 0.3,0.7') from None
   if len(weights) != count:
     raise ConfigError(f'--weights={text}: give one for each of the {count} parts, in their order')
   if not all(math.isfinite(weight) and weight >= 0 for weight in weights):

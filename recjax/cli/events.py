@@ -35,10 +35,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_types(text: str, flag: str) -> tuple[str, ...]:
-  """Returns types of events. text: parted by commas. flag: that names them. Raises ConfigError."""
+  """Returns types of events. text: separated by commas. flag: that names them. Raises
+  ConfigError."""
   types = tuple(filter(None, text.split(',')))
   if not types or not set(types) <= set(TYPES):
-    raise ConfigError(f'{flag}={text}: name types of {", ".join(TYPES)}, parted by commas')
+    raise ConfigError(f'{flag}={text}: name types of {", ".join(TYPES)}, separated by commas')
   return types
 
 

@@ -16,7 +16,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   """The flags of the verb. parser: takes them."""
   parser.add_argument('workdir', help='the folder of a finished run')
   who = parser.add_mutually_exclusive_group(required=True)
-  who.add_argument('--history', help='item ids, oldest first, parted by commas')
+  who.add_argument('--history', help='item ids, oldest first, separated by commas')
   who.add_argument('--user', help='id of a user in the data')
   who.add_argument('--input', help='users.jsonl, {"user_id": ..., "items": [...]} a line, or '
                    'users.parquet with these columns; `times` in seconds too, and `now`, for a '
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     print(f'{answered} users answered, ' + (f'part {args.part}' if part else f'in {args.output}'))
     return
   if args.history == '':
-    raise ConfigError('--history is empty; give item ids, parted by commas')
+    raise ConfigError('--history is empty; give item ids, separated by commas')
   history = (args.history.split(',') if args.history else
              recommend_lib.history_of(data, args.user))
   timed = args.user and recommend_lib.is_timed(recommend)

@@ -84,7 +84,7 @@ class Interactions:
 class Dataset:
   """A catalog with its interactions; `notes` counts what was odd but usable in the files. name:
   what it is called. fingerprint: hash of its content, and of the rule where that is not
-  leave-one-out. split_rule: how it is parted into training and test."""
+  leave-one-out. split_rule: how it is split into training and test."""
   name: str
   catalog: Catalog
   interactions: Interactions

@@ -491,7 +491,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_list(value: object, sep: str = '') -> list[str] | None:
-  """The texts of the list `value`, nested ones laid flat, or of a text parted by `sep`; or None."""
+  """The texts of the list `value`, nested ones laid flat, or of a text split at `sep`; or None."""
   if isinstance(value, str):
     value = value.split(sep) if sep else [value]
   if not isinstance(value, list | tuple):

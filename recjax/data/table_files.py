@@ -137,7 +137,7 @@ def _database(address: str, part: str, fits: Fits,
 
 
 def _text_table(path: pathlib.Path, sep: str, encoding: str, fits: Fits) -> Table:
-  """A text whose columns are parted by a sign. sep, encoding, fits: as of `open_table`."""
+  """A text whose columns are separated by a sign. sep, encoding, fits: as of `open_table`."""
   encoding, found = (encoding, []) if encoding else find_encoding(path, fits)
   decode = raw_reader.byte_encoding(encoding)
   lines = [line.decode(decode, 'replace').rstrip('\r\n') for _, line in itertools.islice(
@@ -155,7 +155,7 @@ def _text_table(path: pathlib.Path, sep: str, encoding: str, fits: Fits) -> Tabl
   skip = dialect.skip if dialect.header else 0
   while skip < len(lines) - 1 and not lines[skip].strip():
     skip += 1
-  found.append(f'columns are parted by {SEPARATOR_NAMES.get(dialect.sep, dialect.sep)}')
+  found.append(f'columns are separated by {SEPARATOR_NAMES.get(dialect.sep, dialect.sep)}')
   if skip:
     found.append(f'{skip} line{"s" * (skip > 1)} above the names of the columns left out')
   headless = not dialect.header and not has_names(lines[skip], dialect.sep)
@@ -164,7 +164,7 @@ def _text_table(path: pathlib.Path, sep: str, encoding: str, fits: Fits) -> Tabl
 
 
 def _by_names(lines: Sequence[str], signs: Sequence[str], fits: Fits) -> Dialect | None:
-  """How `lines` are parted where one of the `signs` parts names of columns that `fits` knows."""
+  """How `lines` are split where one of the `signs` separates names of columns that `fits` knows."""
   for number, line in enumerate(lines[:TITLE_LINES]):
     for sign in signs:
       if sign in line:
@@ -190,7 +190,7 @@ def _by_lines(lines: Sequence[str], sep: str, literal: bool) -> Dialect | None:
 
 
 def has_names(line: str, sep: str) -> bool:
-  """Whether no field of the first `line`, parted by `sep`, is empty or has digits alone."""
+  """Whether no field of the first `line`, separated by `sep`, is empty or has digits alone."""
   fields = [field.strip().strip('"') for field in line.split(sep if sep != ' ' else None)]
   return not any(re.fullmatch(r'[\d.,:/ +-]*', field) for field in fields[1:])
 

@@ -113,7 +113,7 @@ class T5Layer(nn.Module):
     return dropout(x, self.cfg.dropout, self.make_rng('dropout'))
 
   def heads(self, x: Float[Array, '*rows E']) -> Float[Array, '*rows H Dh']:
-    """x parted into heads."""
+    """x split into heads."""
     return x.reshape(*x.shape[:-1], self.cfg.heads, self.cfg.head_dim)
 
   def attend(

@@ -14,9 +14,9 @@ from recjax.report import html
 N_USERS, N_LIST_ITEMS, N_HISTORY_ITEMS = 12, 10, 12  # shown of a page, of a list, of a history
 MAX_TITLE_CHARS = 90
 SELECTION_RULE = (
-    'A third of a dozen users comes from each of three groups, more from the others where one is '
-    'small; within a group evenly from the best place of the next item to the worst, equal places '
-    'in the order of the data.')
+    'Twelve users, four from each of three groups (more from the others where one is small). '
+    'Within a group they are spread evenly from the best rank of the next item to the worst; equal '
+    'ranks are in the order of the data.')
 Columns = Mapping[str, Sequence]  # head: a cell for each item
 Annotate = Callable[[np.ndarray, np.ndarray], tuple[Columns, Columns, Sequence]]
 

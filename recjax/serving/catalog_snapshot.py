@@ -142,7 +142,7 @@ def category_names(path: Sequence[str] | None) -> list[str]:
   """Returns the names of the categories that an item is in.
 
   path: its list of categories, from the root. Every part counts, and every path, with and without
-  its root, parted by commas.
+  its root, separated by commas.
   """
   path = path or ()
   paths = (', '.join(path[start:end]) for start in (0, 1) if path

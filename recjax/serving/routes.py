@@ -169,7 +169,7 @@ class RecommendRequest(StrictBody):
   k: Whole = pydantic.Field(10, ge=1, le=MAX_K, description='how many items')
   model: str = pydantic.Field('', description='which run; the first where none is named')
   category: str | None = pydantic.Field(None, description='only items of it: one part of their '
-                                        'list, or a path parted by commas')
+                                        'list, or a path separated by commas')
   allow: FilterItems | None = pydantic.Field(None, description='only these items')
   block: FilterItems = pydantic.Field([], description='not these items')
   exclude_seen: pydantic.StrictBool = pydantic.Field(

@@ -174,7 +174,7 @@ def read_interests(
     paths: Iterable[raw_reader.Path]) -> tuple[dict[tuple[str, ...], list[str]], dict[str, int]]:
   """The interests of each history, by its item ids, in files *.processed.jsonl at `paths`.
 
-  Texts are parted by a backslash and an n, as published, or by line ends; rows without the field
+  Texts are separated by a backslash and an n, as published, or by line ends; rows without the field
   count as without interests. Also returns the numbers of 'rows' and of those 'without_interests'.
   """
   interests, counts = {}, {'rows': 0, 'without_interests': 0}

@@ -1,7 +1,7 @@
 """The preparation of `duckdb_engine` as Apache Beam pipelines; the only file that knows Beam.
 
 Each rule is a pipeline between files in a folder that all workers see, since only the way shows how
-many rounds a k-core takes. A source is read by one worker, as gzipped files cannot be parted; what
+many rounds a k-core takes. A source is read by one worker, as gzipped files cannot be split; what
 follows runs on all. The items are in memory in the end, as they are in training. A row is a list
 [user, item, time, rating, number]. `Any` stands for Beam's pipelines, collections and transforms.
 """

@@ -437,7 +437,7 @@ def choose_columns(row: dict, known: dict[str, Collection[str]], named: dict[str
           f'{path}: which column is the {ours}? It has {", ".join(map(str, row))};', options,
           bool(likely), f'say {flag}={ours}=NAME, '
           + '--header=NAME,NAME,... if its first line is no names, ' * headless
-          + 'or --sep where columns are parted by another sign')
+          + 'or --sep where columns are separated by another sign')
       how[ours] = 'as answered'
   return columns
 

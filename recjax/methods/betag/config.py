@@ -5,7 +5,7 @@ from recjax import base_config
 
 
 def make(arg: str) -> ConfigDict:
-  """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', and 'data=FOLDER', in any order, separated by commas."""
   preset, given = base_config.parse(arg, dict(data='sample'), presets=base_config.LLM_PRESETS)
   c = base_config.start('betag', preset, given['data'])
   c.split.kind = given['split']

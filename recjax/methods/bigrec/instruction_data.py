@@ -60,7 +60,7 @@ class Data:
 def load(source: str, cfg: ConfigDict, rule: SplitRule = LEAVE_ONE_OUT) -> Data:
   """Reads a canonical data set, the sample shop, or a folder of BIGRec's own files.
 
-  cfg: window, split, history. source: a data set or a folder. rule: how the data are parted where
+  cfg: window, split, history. source: a data set or a folder. rule: how the data are split where
   `cfg` says nothing. -> Data. Raises DataError where a
   title is missing.
   """

@@ -8,7 +8,7 @@ TOKENIZERS = ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans', 
 
 
 def make_etegrec(arg: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, separated by commas."""
   preset, given = base_config.parse(arg, dict(data='sample', fusion='encoder'),
                                     dict(fusion=('none', 'pooled', 'encoder', 'prefix')))
   c = common('etegrec', preset, given['data'], given['fusion'])
@@ -37,7 +37,7 @@ def make_etegrec(arg: str) -> ConfigDict:
 
 
 def make_tiger(arg: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', separated by commas."""
   preset, given = base_config.parse(
       arg, dict(data='sample', tokenizer='rqvae', fusion='none'),
       dict(tokenizer=TOKENIZERS, fusion=('none', 'encoder', 'prefix')))

@@ -26,7 +26,7 @@ DATASETS = {'beauty': Published('beauty', 4, 9), 'fashion': Published('fashion',
 
 def make(arg: str, name: str) -> ConfigDict:
   """arg: 'paper' or 'laptop', 'data=FOLDER', 'backbone=NAME', 'variant=NAME', 'profile=NAME',
-  in any order, parted by commas. name: of DATASETS."""
+  in any order, separated by commas. name: of DATASETS."""
   preset, given = base_config.parse(
       arg, dict(data='sample:1:1200', backbone='sasrec', variant='full', profile='fixed'),
       dict(backbone=seqrec.KINDS, variant=tuple(VARIANTS), profile=('fixed', 'faithful')),

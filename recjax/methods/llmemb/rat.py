@@ -77,7 +77,7 @@ def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
 
 
 def load_split(dataset: Dataset) -> splits.Split:
-  """How the users are parted. dataset: of the run. Raises DataError where nobody can be judged."""
+  """How the users are split. dataset: of the run. Raises DataError where nobody can be judged."""
   split = splits.make_split(dataset)
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')

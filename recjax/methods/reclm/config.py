@@ -5,7 +5,7 @@ from recjax import base_config
 
 
 def make(arg: str) -> ConfigDict:
-  """arg: 'paper' or 'laptop', 'data=FOLDER', 'grounding=NAME', in any order, parted by commas."""
+  """arg: 'paper' or 'laptop', 'data=FOLDER', 'grounding=NAME', in any order, by commas."""
   preset, given = base_config.parse(arg, dict(data='sample', grounding='cgen'),
                                     dict(grounding=('cgen', 'ret', 'token')),
                                     base_config.LLM_PRESETS)

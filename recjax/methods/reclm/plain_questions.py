@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-# 'form | what fills it', parted by semicolons.
+# 'form | what fills it', separated by semicolons.
 FORMS = """
 What is the capital of {}?
     Spain; Japan; Canada; Egypt; Brazil; Norway; Kenya; Australia; Poland; Peru

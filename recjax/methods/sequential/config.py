@@ -7,7 +7,7 @@ from recjax.training import sequential
 
 
 def make(arg: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, parted by commas."""
+  """arg: 'paper', 'data=FOLDER', 'model=NAME', 'loss=NAME', in any order, separated by commas."""
   preset, given = base_config.parse(
       arg, dict(data='sample', model='sasrec',
                 loss='sampled' if 'model=hstu' in arg.split(',') else 'ce'),
