@@ -260,7 +260,7 @@ class EventStore:
     user's that is not a day ahead, should the clock have been set back since."""
     now = round(time.time() * 1000)
     users = list({event.user for event in events.values() if event.time_ms == NOW})
-    newest: dict[str, int] = {}
+    newest = dict.fromkeys(users, 0)
     for start in range(0, len(users), 500):
       rows = connection.execute(
           sa.select(EVENTS.c.user_id, sa.func.max(EVENTS.c.time_ms)).where(
@@ -270,7 +270,7 @@ class EventStore:
     timed = {}
     for key, event in events.items():
       if event.time_ms == NOW:
-        event = dataclasses.replace(event, time_ms=max(now, newest.get(event.user, 0) + 1))
+        event = dataclasses.replace(event, time_ms=max(now, newest[event.user] + 1))
         newest[event.user] = event.time_ms
       elif event.user in newest and event.time_ms <= now + DAY_MS:
         newest[event.user] = max(newest[event.user], event.time_ms)

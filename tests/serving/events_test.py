@@ -89,6 +89,14 @@ class StoreTest(parameterized.TestCase, databases.WithDatabases):
     self.assertEqual(store.history('now')[0].time_ms, 1000 * now)
 
   @parameterized.parameters(*databases.KINDS)
+  def test_an_event_of_now_comes_after_one_of_the_same_request_by_a_clock_ahead(self, kind):
+    store, now = self.store(kind), 1_700_000_000
+    with mock.patch.object(time, 'time', lambda: now):
+      store.write([[event('a', 'new', 'ahead', time_ms=1000 * now + 5000),
+                    event('b', 'new', 'now', time_ms=events_lib.NOW)]])
+    self.assertEqual([e.item for e in store.history('new')], ['ahead', 'now'])
+
+  @parameterized.parameters(*databases.KINDS)
   def test_a_clock_that_is_set_back_does_not_turn_the_order_round(self, kind):
     store, far = self.store(kind), 10**14  # far: in the year 5138
     store.write([[event('far', item='far', time_ms=far), event('told', item='told')]])
