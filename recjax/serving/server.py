@@ -317,7 +317,7 @@ def limited_protocol() -> Any:
       super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-      self.is_in_head = False
+      self.is_in_head, self.head_bytes = False, 0  # the next may begin in the same piece
       super().on_headers_complete()
   return LimitedProtocol
 

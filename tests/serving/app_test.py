@@ -496,6 +496,17 @@ class SocketTest(absltest.TestCase):
           'Content-Type': 'application/json', 'X-Long': 'x' * 15_000})
       self.assertEqual(answer.status_code, 200)
 
+  def test_the_limit_is_of_each_head_also_where_pieces_end_within_heads(self):
+    one = b'GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Pad: ' + b'x' * 4000 + b'\r\n\r\n'
+    with fake_service.listening(fake_service.service()) as url:
+      pipe, answers = self.sent(url, one[:2000]), b''
+      for count in range(1, 10):
+        pipe.sendall(one[2000:] + one[:2000])  # ends one head and begins the next
+        while answers.count(b'"ok"') < count:
+          more = pipe.recv(1 << 16)
+          self.assertNotIn(b'HTTP/1.1 400', more)
+          answers += more
+
   def sent(self, url, data):
     """A connection on which `data` were sent."""
     pipe = socket.create_connection(('127.0.0.1', int(url.rpartition(':')[2])), timeout=LONG)
