@@ -85,11 +85,13 @@ class Worker:
 
   def spread(self, path: str) -> None:
     """Has every other worker do what this one did; blocks. path: that was posted to. Raises
-    RequestError where one could not, and goes on as it was."""
-    for number, status, body in self.ask_others('POST', path, RELOAD_SECONDS):
-      if status != 200:
-        raise RequestError(503, f'worker {number} goes on as it was, others do not; send this again'
-                           f' ({status}: {body.decode("utf-8", "replace")[:300]})')
+    RequestError that names those that could not, and go on as they were."""
+    failed = [f'worker {number} goes on as it was ({status}: '
+              f'{body.decode("utf-8", "replace")[:300]})'
+              for number, status, body in self.ask_others('POST', path, RELOAD_SECONDS)
+              if status != 200]
+    if failed:
+      raise RequestError(503, f'{"; ".join(failed)}; others do not; send this again')
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -54,13 +54,19 @@ class AmongWorkersTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     folder = self.enterContext(tempfile.TemporaryDirectory())  # of a path short enough for sockets
-    self.places = [workers.Worker(number, folder, 'secret') for number in range(2)]
-    settings = ServerSettings(shop=False, api_key='key', events=f'{folder}/events.sqlite')
-    self.services = [fake_service.worker_service(settings, print, place) for place in self.places]
-    self.https = []
-    for service, place in zip(self.services, self.places):
-      self.enterContext(at_its_socket(service, place))
-      self.https.append(app_test.client(service))
+    self.settings = ServerSettings(shop=False, api_key='key', events=f'{folder}/events.sqlite')
+    self.folder, self.places, self.services, self.https = folder, [], [], []
+    for _ in range(2):
+      self.add_worker()
+
+  def add_worker(self):
+    """One more, of the next number."""
+    place = workers.Worker(len(self.places), self.folder, 'secret')
+    service = fake_service.worker_service(self.settings, print, place)
+    self.enterContext(at_its_socket(service, place))
+    self.places.append(place)
+    self.services.append(service)
+    self.https.append(app_test.client(service))
 
   def ask(self, number, method, path, **how):
     return self.https[number].request(method, path, headers={'X-API-Key': 'key'}, **how)
@@ -90,6 +96,14 @@ class AmongWorkersTest(absltest.TestCase):
     self.assertEqual([number for number, *_ in place.ask_others('GET', '/healthz', LONG)], [1])
     with self.assertRaises(RequestError):
       place.spread('/nowhere')
+
+  def test_one_that_cannot_reload_keeps_no_other_from_it(self):
+    self.add_worker()
+    self.services[1].reopen = {}
+    answer = self.ask(0, 'POST', '/v1/models/reload')
+    self.assertEqual([self.first(number) for number in range(3)], [['i8'], ['i10'], ['i8']])
+    self.assertEqual(answer.status_code, 503)
+    self.assertIn('worker 1 goes on as it was (422: ', answer.text)
 
   def test_metrics_of_all_with_their_numbers(self):
     self.first(0)
