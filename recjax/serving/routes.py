@@ -17,7 +17,7 @@ from recjax.serving.http_errors import replace_surrogates
 from recjax.serving.prometheus import merge_metrics
 from recjax.serving.served_model import ServedModel
 from recjax.serving.service import RecommendationService, allowed_mask
-from recjax.serving.workers import METRICS_SECONDS
+from recjax.serving.workers import METRICS_AT_ONCE, METRICS_SECONDS
 from recjax.text import interest_terms as local_interests
 
 MAX_K, MAX_HISTORY, MAX_FILTER_ITEMS, MAX_TAG_ITEMS = 100, 10_000, 100_000, 1000
@@ -210,7 +210,8 @@ def add_health_routes(app: fastapi.FastAPI, service: RecommendationService) -> N
     """Figures for Prometheus; of all workers, each with its number as a label."""
     text, worker = service.metrics.render(), service.worker
     if worker and not getattr(request.state, 'is_of_worker', False):
-      others = await run_in_threadpool(list, worker.ask_others('GET', '/metrics', METRICS_SECONDS))
+      others = await run_in_threadpool(list, worker.ask_others(
+          'GET', '/metrics', METRICS_SECONDS, METRICS_AT_ONCE))
       text = merge_metrics({worker.number: text, **{
           number: body for number, status, body in others if status == 200}})
     return Response(text, media_type='text/plain; version=0.0.4')

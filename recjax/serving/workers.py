@@ -5,6 +5,7 @@ so the system gives a connection to whoever is free. What all must know of is in
 events, in files of buckets (`api_keys.SharedTokenBucket`), or is asked of each over a socket of its
 own in a folder of the parent's.
 """
+import concurrent.futures
 import contextlib
 import dataclasses
 import hmac
@@ -29,6 +30,7 @@ from recjax.serving.http_errors import RequestError
 HEADER = b'x-recjax-worker'  # that a request of one worker to another carries, with their secret
 RESTART_SECONDS = 1.0  # before a worker is started anew that had not become ready
 METRICS_SECONDS, RELOAD_SECONDS = 2.0, 600.0  # that another worker may take
+METRICS_AT_ONCE = 32  # workers whose figures are asked for at a time
 log = logging.getLogger('recjax')
 
 
@@ -62,26 +64,34 @@ class Worker:
                         'written, of a short path') from error
     return one
 
-  def ask_others(self, method: str, path: str, timeout: float) -> Iterator[tuple[int, int, bytes]]:
+  def ask_others(self, method: str, path: str, timeout: float, at_once: int = 1
+                 ) -> Iterator[tuple[int, int, bytes]]:
     """Yields (number, status, body) of what every other worker answers; blocks.
 
     method, path: of the request. timeout: seconds that each has; status 0 where it does not answer.
-    One that is dead is left out: it reads everything anew when it is back.
+    at_once: how many are asked at a time. One that is dead is left out: it reads everything anew
+    when it is back.
     """
-    for place in sorted(pathlib.Path(self.folder).glob('*.sock')):
-      if place.stem == str(self.number):
-        continue
-      connection = UnixConnection(str(place), timeout)
-      try:
-        connection.request(method, path, headers={HEADER.decode(): self.secret})
-        answer = connection.getresponse()
-        yield int(place.stem), answer.status, answer.read()
-      except (ConnectionRefusedError, ConnectionResetError, http.client.RemoteDisconnected):
-        continue
-      except (OSError, http.client.HTTPException) as error:
-        yield int(place.stem), 0, str(error).encode()
-      finally:
-        connection.close()
+    places = sorted(place for place in pathlib.Path(self.folder).glob('*.sock')
+                    if place.stem != str(self.number))
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+      yield from filter(None, pool.map(
+          lambda place: self._ask(place, method, path, timeout), places))
+
+  def _ask(self, place: pathlib.Path, method: str, path: str, timeout: float
+           ) -> tuple[int, int, bytes] | None:
+    """What the worker of one socket answers, None where it is dead."""
+    connection = UnixConnection(str(place), timeout)
+    try:
+      connection.request(method, path, headers={HEADER.decode(): self.secret})
+      answer = connection.getresponse()
+      return int(place.stem), answer.status, answer.read()
+    except (ConnectionRefusedError, ConnectionResetError, http.client.RemoteDisconnected):
+      return None
+    except (OSError, http.client.HTTPException) as error:
+      return int(place.stem), 0, str(error).encode()
+    finally:
+      connection.close()
 
   def spread(self, path: str) -> None:
     """Has every other worker do what this one did; blocks. path: that was posted to. Raises

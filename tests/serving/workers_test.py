@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import httpx
 from absl.testing import absltest
@@ -115,6 +116,14 @@ class AmongWorkersTest(absltest.TestCase):
     self.assertEqual(found, {'0': '1.0', '1': '2.0'})
     self.assertEqual(text.count('# TYPE recjax_request_seconds histogram'), 1)
     self.assertLen(re.findall(r'^recjax_running\{worker="\d"\}', text, re.M), 2)
+
+  def test_metrics_wait_once_for_all_that_compile(self):
+    for number in range(2, 8):  # they listen at their sockets, and do not answer yet
+      self.enterContext(workers.Worker(number, self.folder, 'secret').bind())
+    begun = time.monotonic()
+    text = self.ask(0, 'GET', '/metrics').text
+    self.assertLess(time.monotonic() - begun, 3 * workers.METRICS_SECONDS)
+    self.assertEqual(set(re.findall(r'^recjax_running\{worker="(\d)"\}', text, re.M)), {'0', '1'})
 
   def test_the_secret_alone_opens(self):
     for secret, status in (('secret', 200), ('secre', 401), ('', 401), ('é'.encode(), 401)):
