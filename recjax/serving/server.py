@@ -126,16 +126,16 @@ def serve_worker(opened: Callable[..., RecommendationService], settings: ServerS
   """A worker's part of `run_workers`. opened, settings: see there. worker: its place. sockets: that
   it takes connections of. ready: called when its models are compiled. Raises ConfigError."""
   set_up_log()
+  import jax
+  if jax.default_backend() != 'cpu':
+    raise ConfigError(f'--workers={settings.workers}: the models run on a {jax.default_backend()}, '
+                      'which one process holds; leave --workers out')
 
   def log(text: str, **how: Any) -> None:
     if worker.listens_at_once or service:
       print(f'worker {worker.number}: {text}', **how)
   service: RecommendationService | None = None
   service = opened(settings, log, worker)
-  import jax
-  if jax.default_backend() != 'cpu':
-    raise ConfigError(f'--workers={settings.workers}: the models run on a {jax.default_backend()}, '
-                      'which one process holds; leave --workers out')
   server = build_server(service, False, log)
 
   def warm_up() -> None:

@@ -11,8 +11,10 @@ import sys
 import tempfile
 import threading
 import time
+from unittest import mock
 
 import httpx
+import jax
 from absl.testing import absltest
 
 from recjax.errors import ConfigError
@@ -248,6 +250,13 @@ class WorkersTest(absltest.TestCase):
     out, said = process.communicate(timeout=LONG)
     self.assertEqual(process.returncode, 2)
     self.assertIn("error: --split: 'nobody' is no model here", said)
+
+  def test_an_accelerator_is_refused_before_models_are_opened(self):
+    opened, place = mock.Mock(), workers.Worker(0, '', 'secret')
+    with mock.patch.object(jax, 'default_backend', lambda: 'gpu'), \
+        self.assertRaisesRegex(ConfigError, '--workers=2: the models run on a gpu'):
+      server.serve_worker(opened, ServerSettings(workers=2), place, [], mock.Mock())
+    opened.assert_not_called()
 
   def test_the_shop_needs_one_process(self):
     with self.assertRaisesRegex(ConfigError, '--workers=2 needs --no-shop'):
