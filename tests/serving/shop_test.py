@@ -179,8 +179,10 @@ class PageTest(absltest.TestCase):
     self.assertEqual(self.text('#one-price'), self.text('#items .price'))
     self.assertEqual(self.text('#one-others .open'), 'blue kettle 1')
     self.assertEqual(b.violations(), [])
-    self.click('#one-others .open')
+    b.run("document.querySelector('#one-others .open').focus()")
+    b.key('Enter')
     b.until("document.getElementById('one-title').textContent === 'blue kettle 1'")
+    self.assertEqual(b.run('document.activeElement.id'), 'one-title')
     address = b.run('location.href')
     b.key('Escape')
     b.until("!document.getElementById('one').open && location.hash === ''")
@@ -191,6 +193,22 @@ class PageTest(absltest.TestCase):
     b.run("location.hash = 'item=nix'")
     b.until("!document.getElementById('trouble').hidden")
     self.assertIn('no such item', self.text('#trouble'))
+
+  def test_of_two_items_the_one_pressed_last_is_shown(self):
+    b = self.browser
+    b.run("""
+        const real = window.fetch;
+        window.fetch = async (path, how) => {
+          if (!path.endsWith('&id=i0')) return real(path, how);
+          await new Promise(done => setTimeout(done, 500));
+          const answer = await real(path, how);
+          setTimeout(() => window.isLate = true, 1000);  // when it is shown, if it is
+          return answer;
+        };""")
+    b.run("document.querySelectorAll('#items .open')[0].click();"
+          "document.querySelectorAll('#items .open')[1].click()")
+    b.until("window.isLate && !document.getElementById('one-beside').hidden")
+    self.assertEqual(self.text('#one-title'), 'blue kettle 1')
 
   def test_hostile_titles_stay_text(self):
     b = self.browser

@@ -4,7 +4,7 @@
 const byId = id => document.getElementById(id);
 const PAGE_SIZE = 24;
 let model = '', offset = 0, eventSource = null, turns = [], openedItem = null;
-let recommendRound = 0, itemsRound = 0;  // answers to older requests are left out
+let recommendRound = 0, itemsRound = 0, itemRound = 0;  // answers to older requests are left out
 let chatModel = '', user = '', boughtIds = [];
 
 function createNode(tag, text, name) {
@@ -183,7 +183,9 @@ async function loadItems(anew) {
 }
 
 async function openItem({id, request_id}) {
+  const mine = ++itemRound;
   const item = await fetchJson('/shop/item', {id});
+  if (mine !== itemRound) return;
   openedItem = {...item, request_id};
   byId('one-kind').textContent = (item.categories || []).join(' › ');
   byId('one-title').textContent = item.title || item.id;
@@ -194,11 +196,12 @@ async function openItem({id, request_id}) {
   byId('one-buy').hidden = !item.sold;
   byId('one-beside').hidden = true;
   history.replaceState(null, '', `#${new URLSearchParams({item: id})}`);  // to be sent to others
-  if (!byId('one').open) byId('one').showModal();
+  if (byId('one').open) byId('one-title').focus();  // what was pressed is gone
+  else byId('one').showModal();
   byId('one').scrollTop = 0;
   if (request_id) await tell('click', openedItem);
   const beside = await post('/v1/recommend', {model, history: [id], k: 5});
-  if (openedItem.id !== id) return;
+  if (mine !== itemRound) return;
   byId('one-others').replaceChildren(...beside.items.map(other => {
     const row = createNode('li');
     row.append(titleButton(other), createNode('span', priceOf(other), 'price'));
