@@ -61,7 +61,7 @@ class Question:
 
 
 class Tally:
-  """What happened. in_fault: when the last fault is over, None while one lasts."""
+  """What happened. fault: the one that lasts, '' for none. calm_since: when the last was over."""
 
   def __init__(self):
     self.times = collections.defaultdict(list)  # (kind, whether in peace): seconds

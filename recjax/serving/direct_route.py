@@ -64,8 +64,9 @@ def is_json(scope: dict[str, Any]) -> bool:
 
 
 def encode_json(answer: Any) -> bytes:
-  """Returns an answer as JSON. answer: values of JSON; numbers of any size, as titles of catalogs
-  may have them, take the longer way. Raises ValueError for a number that is none."""
+  """Returns an answer as JSON, with null for a float that is no number. answer: values of JSON;
+  integers of any size, as columns of catalogs may have them, take the longer way, which raises
+  ValueError for such a float."""
   try:
     return orjson.dumps(answer)
   except TypeError:
