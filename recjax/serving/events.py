@@ -27,6 +27,7 @@ MAX_HISTORY = 10_000  # newest events of a user that are read
 EXPORT_ROWS = 10_000  # rows of an export that are in memory
 MIGRATION_LOCK = 7_262_706_001  # PostgreSQL's advisory lock that is held while tables change
 WRITE_LOCK = 7_262_706_002  # and the one that is held while events are written
+STOPPED_SECONDS = 10  # after which a writer that stands still loses it
 NOW = -1  # the time of an event that is of now
 DAY_MS = 86_400_000
 SCRIPTS = pathlib.Path(__file__).parent / 'migrations'
@@ -182,7 +183,7 @@ class EventStore:
   def _errors(self) -> Iterator[None]:
     try:
       yield
-    except sqlalchemy.exc.OperationalError as error:
+    except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError) as error:
       raise StoreUnavailable(f'the database {self.name} does not answer: {error.orig}') from error
     except sqlalchemy.exc.TimeoutError as error:
       raise StoreUnavailable(f'the database {self.name} has too much to do') from error
@@ -240,7 +241,9 @@ class EventStore:
     if not first:
       return set(), {}
     if not self.is_sqlite:  # one writer at a time, as SQLite has it: no two of them in a deadlock
-      connection.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
+      connection.execute(sa.select(
+          sa.func.set_config('idle_in_transaction_session_timeout', f'{STOPPED_SECONDS}s', True),
+          sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
     first = self._with_times(connection, first)
     insert = (sqlite if self.is_sqlite else postgresql).insert(EVENTS)
     is_new = set(connection.scalars(

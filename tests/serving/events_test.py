@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from unittest import mock
 
@@ -108,6 +109,27 @@ class StoreTest(parameterized.TestCase, databases.WithDatabases):
     self.assertEqual([(e.item, e.time_ms) for e in store.history('u')],
                      [('told', 1000), ('b', 5_000_000), ('d', 5_000_001), ('c', 5_001_000),
                       ('a', 5_001_001), ('far', far)])
+
+  def test_a_writer_that_stands_still_does_not_keep_others_from_writing(self):
+    stopped, other = self.store('postgresql'), EventStore(self.place)
+    self.addCleanup(other.close)
+    is_locked, found, with_times = threading.Event(), [], stopped._with_times
+
+    def stand_still(*given):
+      is_locked.set()
+      time.sleep(4)
+      return with_times(*given)
+    with mock.patch.object(events_lib, 'STOPPED_SECONDS', 1), \
+        mock.patch.object(stopped, '_with_times', stand_still):
+      thread = threading.Thread(target=lambda: found.extend(stopped.write([[event('a')]])))
+      thread.start()
+      self.assertTrue(is_locked.wait(30))
+      begun = time.monotonic()
+      self.assertEqual([one.accepted for one in other.write([[event('b')]])], [1])
+      self.assertLess(time.monotonic() - begun, 3)
+      thread.join()
+    self.assertIsInstance(found[0], events_lib.StoreUnavailable)
+    self.assertEqual([one.accepted for one in stopped.write([[event('a')]])], [1])
 
   @parameterized.parameters(*databases.KINDS)
   def test_many_writers_of_the_same_events(self, kind):
