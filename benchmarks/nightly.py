@@ -1,4 +1,4 @@
-"""Cuts the log of a data set at a moment, as a shop would have had it the day before and has it now.
+"""Cuts the log of a data set at a moment, as a shop had it the day before and has it now.
 
     python -m benchmarks.nightly data/ml-100k --at=0.9 --out=/tmp/nightly
 
@@ -41,7 +41,8 @@ def main():
           zip(users[rows], ids[rows], times[rows]))
     print(f'{name}.csv: {len(rows):,} interactions, {len(set(users[rows])):,} users, '
           f'{len(set(ids[rows])):,} items')
-  write(out / 'items.csv', ('item_id', 'title'), zip(dataset.catalog.ids, dataset.catalog.columns['title']))
+  write(out / 'items.csv', ('item_id', 'title'),
+        zip(dataset.catalog.ids, dataset.catalog.columns['title']))
 
 
 if __name__ == '__main__':

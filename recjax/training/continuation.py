@@ -116,34 +116,37 @@ def _plain(value: Any) -> Any:
   return list(value) if isinstance(value, tuple) else value
 
 
-def learned_before(start: Start, known: Interactions, now: Dataset, train: Interactions,
-                   cases: Cases) -> int:
+def learned_before(known: Interactions, train: Interactions, cases: Cases) -> int:
   """How many cases ask for what the earlier run has learned and this one's training lacks, which
   flatters it.
 
-  start: the earlier run. known: what it was trained on, rows as its data has them. now: the new
-  data. train: what the new run is trained on. cases: its questions.
+  known: what the earlier run was trained on. train: what the new one is. cases: its questions.
   """
-  row = {user: i for i, user in enumerate(now.interactions.users)}
-  rows = np.array([row.get(user, -1) for user in start.data.interactions.users], np.int64)
-  size = len(now.catalog) + 1
+  row = {user: i for i, user in enumerate(train.users)}
+  rows = np.array([row.get(user, -1) for user in known.users], np.int64)
 
   def pairs(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    return users.astype(np.int64) * size + items
+    return users.astype(np.int64) << 32 | items
   old = pairs(np.repeat(rows, known.lengths()), known.items)
   own = pairs(np.repeat(np.arange(len(train)), train.lengths()), train.items)
   asked = pairs(cases.users, cases.targets)
   return int((np.isin(asked, old) & ~np.isin(asked, own)).sum())
 
 
-def keep_facts(work: Workdir, start: Start, catalog: Catalog, **counts: int) -> None:
+def keep_facts(work: Workdir, start: Start, catalog: Catalog, valid: int, test: int) -> None:
   """Writes what the running stage went on from into its folder.
 
-  work: the Workdir. start: the earlier run. catalog: of the new data. counts: what else is told.
+  work: the Workdir. start: the earlier run. catalog: of the new data. valid, test: targets of these
+  parts that the earlier run has learned, as `learned_before` counts them, and which are told.
   """
+  said = start.said(catalog)
+  if valid or test:
+    said += (f'; it has learned {valid} of the validation targets and {test} of the test targets, '
+             'which flatters figures')
+    work.log(f'    {said}')
   write_json(work.folder / FACTS, {
-      'run': str(start.workdir), 'weights': start.fingerprint, 'said': start.said(catalog),
-      'items_known': len(start.data.catalog), **counts})
+      'run': str(start.workdir), 'weights': start.fingerprint, 'said': said,
+      'items_known': len(start.data.catalog), 'valid_learned': valid, 'test_learned': test})
 
 
 def facts(folder: pathlib.Path) -> Mapping[str, Any]:

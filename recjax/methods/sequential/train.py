@@ -63,15 +63,11 @@ def keep_facts(work: Workdir, start: Start, dataset: Dataset, split: splits.Spli
   work: the Workdir. start: the earlier run. dataset: the data set. split: of it.
   """
   old = splits.make_split(start.data)
-  learned = functools.partial(continuation.learned_before, start, now=dataset)
-  met = {'learned_before_of_valid': learned(old.for_choice, train=split.for_choice,
-                                            cases=split.valid),
-         'learned_before_of_test': learned(old.train, train=split.train, cases=split.test)}
-  for name, count in met.items():
-    if count:
-      work.log(f'    the earlier run has learned {count} of the {name.split("_")[-1]} targets, '
-               'which flatters these figures')
-  continuation.keep_facts(work, start, dataset.catalog, **met)
+  learned = continuation.learned_before
+  continuation.keep_facts(
+      work, start, dataset.catalog,
+      valid=learned(old.for_choice, split.for_choice, split.valid) if split.valid else 0,
+      test=learned(old.train, split.train, split.test))
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset,
