@@ -117,6 +117,8 @@ class BeginTest(parameterized.TestCase):
     with mock.patch.object(ranking, 'validator', falling):
       folder = finished(cfg, stages.stage)
     best = train.load(workdir_stage(folder) / 'model.npz')
+    chosen = run_files.read_json(workdir_stage(folder) / 'valid.json')
+    self.assertEqual((chosen['epoch'], cfg.train.epochs), ([1, 1], 3))  # not the last
     cfg = later_config(cfg, folder, grown(shop))
     state, = first_state(lambda: whole_train(cfg))
     np.testing.assert_array_equal(state['params']['items'][:, :ITEMS + 1],
