@@ -47,11 +47,21 @@ def start(method: str, preset: str, data: str, **more: Any) -> ConfigDict:
   """A config with what every config has. method, preset, data: its settings of these names. more:
   further settings. -> ConfigDict
 
-  split: how the data are split; `split_rule.SplitRule` says what its settings are.
+  split: how the data are split; `split_rule.SplitRule` says what its settings are. start: as of
+  `start_settings`.
   """
   return ConfigDict(dict(
       method=method, preset=preset, data=data, seed=0, mesh=dict(data=-1, fsdp=1, model=1),
-      split=split_rule.settings(method), **more))
+      split=split_rule.settings(method), start=start_settings(), **more))
+
+
+def start_settings() -> dict[str, Any]:
+  """The group `start`: where training begins.
+
+  run: folder of the run whose weights it goes on from, '' for none. epochs_share, lr_factor: its
+  epochs and learning rate then, as shares of train.epochs and optim.lr.
+  """
+  return dict(run='', epochs_share=0.25, lr_factor=1.0)
 
 
 def llm(preset: str, remat: str = 'dots') -> dict[str, str]:

@@ -110,17 +110,18 @@ def run(cfg: ConfigDict, workdir: str | os.PathLike, about: dict, guards: Any = 
   import jax
 
   from recjax.distributed import sharding
-  from recjax.training import fault_tolerance
+  from recjax.training import continuation, fault_tolerance
   from recjax.training import workdir as workdir_lib
   if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update('jax_compilation_cache_dir', str(file_io.cache_folder() / 'xla'))
-  for key in ('method', 'data', 'preset', 'seed', 'mesh'):
+  for key in ('method', 'data', 'preset', 'seed', 'mesh', 'start'):
     if key not in cfg:
       raise ConfigError(f'the config has no setting {key!r}; compare it with a file of configs/')
   config = {'config': cfg.to_dict(), 'facts': about}
   method = methods.find(cfg.method, 'the config')
   if part and not hasattr(method, 'SHARED'):
     raise ConfigError(f'--part: no stage of {cfg.method} is made of shards; leave it out')
+  continuation.check(cfg, workdir)
   before = run_files.method_before(workdir)
   if before not in (None, cfg.method):
     raise WorkdirError(f'{workdir} holds a run of {before}; name another --workdir, so that '

@@ -17,6 +17,10 @@ CONFIG = flags.DEFINE_string(
     '--config.optim.lr=1e-3.')
 WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's folder; default: checkpoints/ and the config's name.")
+FROM = flags.DEFINE_string(
+    'from', '', "The finished run of the same method whose weights training goes on from, as of "
+    'yesterday, where the data were made of its data by `recjax prepare --update`: '
+    '--config.start.run.')
 MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'One of several processes that run this together; started on every host.')
 COORDINATOR = flags.DEFINE_string(
@@ -38,7 +42,8 @@ MEMORY = flags.DEFINE_float(
     'memory', 0.0, 'GiB of a device that a step of LLM training may take; one that is planned to '
     'take more goes through in parts. 0: what the device says.')
 # What `recjax run` takes besides the config, in the order of its help.
-RUN_FLAGS = (WORKDIR, ON_NAN, WATCHDOG, MEMORY, PART, MULTIHOST, COORDINATOR, PROCESSES, PROCESS_ID)
+RUN_FLAGS = (WORKDIR, FROM, ON_NAN, WATCHDOG, MEMORY, PART, MULTIHOST, COORDINATOR, PROCESSES,
+             PROCESS_ID)
 
 
 def main(argv: list[str], command: str = '') -> None:
@@ -60,7 +65,7 @@ def run(words: Sequence[str], command: str = '') -> None:
   if not CONFIG.value:
     raise errors.ConfigError('--config is missing; e.g. --config=configs/betag_scientific.py')
   cfg = experiment.read_config(CONFIG.value)
-  changed = settings.change(cfg, words)
+  changed = settings.change(cfg, [*words, *([f'start.run={FROM.value}'] if FROM.value else [])])
   cfg.lock()
   path = pathlib.Path(CONFIG.value.partition(':')[0])
   file = experiment.find_config(str(path))

@@ -73,8 +73,8 @@ RANGES = {
         *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
-        *.lr *.epochs *.api_timeout lora.alpha align.temperature align.tau model.temperature rat.tau
-        scft.tau semantic_ids.tau ground.step''',
+        *.lr *.epochs start.epochs_share start.lr_factor *.api_timeout lora.alpha align.temperature
+        align.tau model.temperature rat.tau scft.tau semantic_ids.tau ground.step''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
         *.api_failure_ratio train.candidates train.chat_share train.keep train.multi_round

@@ -91,7 +91,7 @@ class PagesTest(parameterized.TestCase):
       experiment.changed(cfg, [f'{k.removeprefix("config.")}={v}' for k, v in given.items()
                                if k.startswith('config.')])
       known = {'workdir', 'multihost', 'coordinator', 'processes', 'process_id', 'on_nan',
-               'watchdog', 'part', 'memory'}
+               'watchdog', 'part', 'memory', 'from'}
       self.assertContainsSubset({k for k in given if not k.startswith('config.')}, known, said)
     elif words[0] == 'recjax' and len(words) > 1:
       try:

@@ -35,7 +35,7 @@ PATHS = {  # texts that name a file, a model or whatever one likes, or that a me
     'tags.file', 'tags.sep', 'assist.source', 'prompt.noun', 'prompt.template', 'interests.encoder',
     'interests.source', 'semantic_ids.weights', 'vectors.encoder', 'vectors.source', 'export.file',
     'prompts.header', 'text.weights', 'eval.cross', 'ret.vectors', 'talk.questions', 'talk.source',
-    'teacher.source', 'sasrec.source', 'train.static', 'domains', 'model.norm'}
+    'teacher.source', 'sasrec.source', 'train.static', 'domains', 'model.norm', 'start.run'}
 
 ANY = ('decode.length_penalty', 'decode.plain_length_penalty', 'select.idf_cutoff')
 

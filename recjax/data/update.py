@@ -5,7 +5,7 @@ its method can read what an item says of itself.
 """
 import itertools
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from recjax.data import loading
 from recjax.data.dataset import Catalog, Dataset
@@ -19,14 +19,24 @@ def load_continuation(source: str | pathlib.Path, trained: Catalog,
   workdir: the run, for messages. Raises DataError naming the first item that differs.
   """
   dataset = loading.load_data(source)
-  ids = dataset.catalog.ids[:len(trained)]
+  check_continuation(dataset.catalog.ids, trained, source, workdir)
+  return dataset
+
+
+def check_continuation(ids: Sequence[str], trained: Catalog, source: str | pathlib.Path,
+                       workdir: str | pathlib.Path) -> None:
+  """Raises DataError, which names the first item that differs, where ids do not begin with those of
+  the catalog `trained` on.
+
+  ids: of the later data. source: where these stand. workdir: the run. Both are for messages.
+  """
+  ids = ids[:len(trained)]
   for place, (old, new) in enumerate(itertools.zip_longest(trained.ids, ids), 1):
     if old != new:
       actual = 'there is none' if new is None else f'it is {new!r}'
       raise DataError(f'{source} does not carry on the data of {workdir}: item {place} was '
                       f'{old!r}, now {actual}. Make it with `recjax prepare ... --update=OLD '
                       '--out=NEW`, which keeps every item at its number')
-  return dataset
 
 
 def changed_items(trained: Catalog, catalog: Catalog,

@@ -146,6 +146,8 @@ def show(work: Any, folder: str | os.PathLike) -> None:
            f'{first} against the row by {CLOSING[0]}, Holm-corrected')
   if results.get('power'):
     work.log(results['power'])
+  if results.get('started'):
+    work.log(results['started']['said'])
 
 
 def case_numbers(users: Sequence[str]) -> list[int]:

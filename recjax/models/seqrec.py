@@ -166,6 +166,10 @@ class Config:
     return self.kind != 'bert4rec'
 
 
+# Parameters with a row for padding, each item and the mask.
+ITEM_TABLES = ('items', 'output', 'bias')
+
+
 def init_std(std: float = 0.02) -> nn.initializers.Initializer:
   """New weights: normal, of standard deviation `std`."""
   return nn.initializers.normal(std)

@@ -51,7 +51,10 @@ def closing_sections(path: str | os.PathLike, cfg: ml_collections.ConfigDict,
   """
   run_facts = run_files.read_config(path)['facts']
   path = pathlib.Path(path)
-  checks = (run_files.read_json(path / 'results.json') or {}).get('audit')
+  results = run_files.read_json(path / 'results.json') or {}
+  checks = results.get('audit')
+  if results.get('started'):
+    data_facts = {'training': results['started']['said'], **data_facts}
   return [*pictures_section(path), *([audit_tables.section(checks)] if checks else []),
           reproduce_section(path, cfg, data_facts, run_facts), cite_section(papers, run_facts)]
 

@@ -61,6 +61,7 @@ def plain(model: seqrec.Config, loss: Callable, targets: int) -> tuple[Callable,
 def fit(work: Workdir, cfg: ConfigDict, items: int, split: Split, validate: Callable,
         teach: Callable = plain, shared: PyTree = (), own: PyTree = (),
         before_refit: Callable[[PyTree], object] = lambda best: None,
+        starts: tuple[PyTree, PyTree] = (None, None),
         ) -> tuple[PyTree, Float[np.ndarray, ' S'], Int[np.ndarray, ' S']]:
   """Trains all seeds of a config and keeps the best epoch of each.
 
@@ -72,20 +73,22 @@ def fit(work: Workdir, cfg: ConfigDict, items: int, split: Split, validate: Call
   seeds -> a figure of each, higher is better. teach: where another tree than the model's own is
   trained: (model, loss(params of the model, seqs, key), places in the loss) -> init(key),
   loss(params, shared, own, seqs, key). shared: arrays that it may read. own: such with a leading
-  axis of seeds. before_refit: told the best parameters where they are trained anew. -> the best
-  parameters with a leading axis of seeds, their figures, their epochs
+  axis of seeds. before_refit: told the best parameters where they are trained anew. starts:
+  parameters of an earlier training with a leading axis of seeds, over the first of the items, from
+  which this one and its training anew begin; None for fresh ones. -> the best parameters with a
+  leading axis of seeds, their figures, their epochs
   """
   given = work, cfg, items, teach, shared, own
-  best, scores, epochs = _fit_to(split.for_choice, *given, validate=validate)
+  best, scores, epochs = _fit_to(split.for_choice, *given, starts[0], validate=validate)
   if split.refit is not None:
     before_refit(best)
     work.log(f'    again up to the cut, for {", ".join(map(str, epochs))} epochs')
-    best, _, _ = _fit_to(split.refit, *given, stop_at=epochs)
+    best, _, _ = _fit_to(split.refit, *given, starts[1], stop_at=epochs)
   return best, scores, epochs
 
 
 def _fit_to(train: Interactions, work: Workdir, cfg: ConfigDict, items: int, teach: Callable,
-            shared: PyTree, own: PyTree, **how: Any) -> tuple:
+            shared: PyTree, own: PyTree, start: PyTree, **how: Any) -> tuple:
   """`fit` to some training sequences. how: `validate` or `stop_at` of `epoch_loop.fit_epochs`."""
   model = model_config(cfg, items)
   seqs = sequences(train, model.max_history, model.time == 'bias')
@@ -100,10 +103,11 @@ def _fit_to(train: Interactions, work: Workdir, cfg: ConfigDict, items: int, tea
                       targets)
 
   def init() -> PyTree:
-    def one(key: Array) -> PyTree:
+    def one(key: Array, old: PyTree) -> PyTree:
       params = begin(jax.random.fold_in(key, 0))
+      params = params if old is None else carried_over(old, params)
       return {'params': params, 'opt': tx.init(params)}
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(keys, start)
 
   run = jax.jit(jax.vmap(functools.partial(epoch, cfg, tx, loss, steps),
                          (0, 0, None, None, None, 0)), donate_argnums=0)
@@ -111,6 +115,19 @@ def _fit_to(train: Interactions, work: Workdir, cfg: ConfigDict, items: int, tea
       init, lambda state, number: run(state, keys, seqs, number, shared, own), cfg=cfg.train,
       work=work, rows=lambda seed, number, step: epoch_order(
           keys[seed], number, len(seqs) - 1, cfg.train.batch)[step], **how)
+
+
+def carried_over(old: PyTree, fresh: PyTree) -> PyTree:
+  """Parameters of an earlier model for a catalog that has grown. -> as `fresh`
+
+  old: over the first of the items. fresh: over all of them, as drawn; rows of items that are new
+  stay. The last row of a table is the mask's, wherever that stands.
+  """
+  def put(path: tuple, was: Array, new: Array) -> Array:
+    if sharding.path_of(path) not in seqrec.ITEM_TABLES:
+      return jnp.asarray(was)
+    return new.at[:len(was) - 1].set(was[:-1]).at[-1].set(was[-1])
+  return jax.tree_util.tree_map_with_path(put, old, fresh)
 
 
 def sequences(train: Interactions, length: int, timed: bool = False) -> Int[Array, 'U1 L1']:

@@ -120,13 +120,14 @@ def sample_weights(weights: Float[Array, 'R L'], segments: Int[Array, 'R L']
 
 
 def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: PackedSamples,
-         valid: PackedSamples | None) -> tuple[PyTree, dict]:
+         valid: PackedSamples | None, begin: PyTree = None) -> tuple[PyTree, dict]:
   """Trains an adapter, or all weights where the model has no adapter rank.
 
   work: the stage's part of the work folder. cfg: epochs, batch (samples a step, about), patience
   (epochs without a lower validation loss, 0: none is stopped early), seed, and an `optim` group
   with the cadences of `fit`. model, params: the LLM. train, valid: rows to learn and to validate
-  on, None for no validation. -> (adapter or params, counts)
+  on, None for no validation. begin: the adapter that training begins from, None for a fresh one.
+  -> (adapter or params, counts)
   """
   adapted = bool(model.cfg.lora_rank)
   batches, epoch_steps = shuffled_batches(train, cfg.batch, work.mesh, cfg.seed)
@@ -148,7 +149,7 @@ def tune(work: Workdir, cfg: ConfigDict, model: llm.LM, params: PyTree, train: P
   if valid is not None:
     evaluate = evaluator(valid_sums, valid, padded_rows(batches.size, work.mesh))
   task = Task(init=(lambda key: lora.init_lora(model.cfg, key)) if adapted else None,
-              start=None if adapted else params, loss=microbatch.mean(train_sums), batches=batches,
+              start=begin if adapted else params, loss=microbatch.mean(train_sums), batches=batches,
               split=microbatch.accumulate_sums(train_sums), shape=(model.cfg, len(train.prefix)),
               frozen=params if adapted else (), rules=llm.RULES, evaluate=evaluate)
   fitting = dataclasses.replace(

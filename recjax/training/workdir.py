@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recjax import file_io, run_files, split_rule
+from recjax import base_config, file_io, run_files, split_rule
 from recjax.distributed import multihost
 from recjax.errors import DataError, WorkdirError
 from recjax.progress import BarProgress, PlainProgress, Pulse, doing
@@ -433,7 +433,7 @@ def saved_config(workdir: str | os.PathLike) -> ConfigDict:
   """The settings of an earlier run. workdir: of the run. Raises WorkdirError where there are none.
   """
   saved = run_files.read_config(workdir)['config']
-  older = {'split': split_rule.settings('')}  # than which some runs are
+  older = {'split': split_rule.settings(''), 'start': base_config.start_settings()}
   if 'llm' in saved:
     saved['llm'] = {'quantize': 'none', **saved['llm']}
   return ConfigDict({**older, **saved})

@@ -87,9 +87,9 @@ def whole_run(cfg):
   return folder, run_files.read_json(folder / 'results.json')
 
 
-def train_on(shop, cfg, folder, ways=1):
+def train_on(shop, cfg, folder, ways=1, *start):
   with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': {}}, mesh(ways)) as work:
-    return work.stage('train', stages.stage, stages.settings(cfg), shop)
+    return work.stage('train', stages.stage, stages.settings(cfg), shop, *start)
 
 
 class PackTest(parameterized.TestCase):

@@ -36,8 +36,8 @@ from recjax.methods.bigrec import (
   train,
 )
 from recjax.text import tokenizer
-from recjax.training import llm_loading
-from recjax.training.workdir import Workdir
+from recjax.training import continuation, llm_loading
+from recjax.training.workdir import Workdir, find_stage
 
 VARIANTS = ('ground', 'decode')
 
@@ -50,11 +50,18 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
            f'{len(data.cases.valid):,} validation, {len(data.cases.test):,} test cases'
            + ''.join(f'; {v:,} {k.replace("_", " ")}' for k, v in data.notes.items() if v))
   opening, texts = train.documents(template, cfg.prompt.noun, data.titles, cfg.seed)
-  llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
+  start, used = train.open_start(cfg, data), continuation.shortened(cfg)
+  if start:
+    work.log(f'{start.said(data.catalog)}; {used.train.epochs} epochs at {used.optim.lr:g}')
+  if start and cfg.llm.weights == 'tiny':
+    llm = work.stage('llm', train.carry_llm, start, find_stage(start.workdir, 'llm'))
+  else:
+    llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
   data = instruction_data.respell(data, tokenizer.load(llm), template)
   if respelled := data.notes.get('titles_as_the_tokenizer_spells_them'):
     work.log(f'{respelled:,} titles are read and written as the tokenizer spells them')
-  tuned = work.stage('tune', train.stage, train.settings(cfg), data, llm)
+  tuned = work.stage('tune', train.stage, train.settings(used), data, llm,
+                     *filter(None, [start]))
   assistant = work.stage('assistant', cf_assistant.stage, cf_assistant.settings(cfg), data)
   if cfg.variant == 'ground':
     written = work.stage('generate', grounding.generate, grounding.generating(cfg), data, llm,

@@ -16,7 +16,8 @@ from recjax.evaluation import results as results_lib
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.bigrec.instruction_data import Data
 from recjax.protocols import ScoreFn
-from recjax.training.workdir import Workdir
+from recjax.training import continuation
+from recjax.training.workdir import Workdir, find_stage
 
 POLICIES = ('exact_id', 'best')
 
@@ -56,7 +57,7 @@ def save(work: Workdir, cfg: ConfigDict, data: Data, cases: Cases, main: str,
   results = results_lib.save(
     work.folder, dataset, split, main, ranks | others, lists,
     ranking.protocol(n, protocol, mask_history), (cfg.seed,), ks, audited=False, notes=data.notes,
-    **more, **facts)
+    **more, **facts, **continuation.facts(find_stage(work.path, 'tune')))
   return {
     'cases': len(cases),
     **{f'{row} HR@10': round(cells['HR@10']['value'], 4) for row, cells in results['rows'].items()

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on prompts and titles: LoRA (BIGRec) or all weights (D3)."""
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from recjax.methods.bigrec.instruction_data import Data
 from recjax.methods.bigrec.prompts import Template
 from recjax.models import huggingface, llm
 from recjax.text.tokenizer import Tokenizer
-from recjax.training import llm_loading, sft, tiny_llm
-from recjax.training.workdir import Workdir
+from recjax.training import continuation, llm_loading, sft, tiny_llm
+from recjax.training.continuation import Start
+from recjax.training.workdir import DONE, Workdir, fingerprint
 
 MODES = ('lora', 'full')
 
@@ -53,10 +55,43 @@ def documents(template: Template, noun: str, titles: list[str], seed: int, walks
   return opening, out
 
 
-def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> dict[str, Any]:
+def open_start(cfg: ConfigDict, data: Data) -> Start | None:
+  """The run that a config goes on from, None where it begins from nothing.
+
+  cfg: the run's config. data: the Data. Raises what `continuation.open_start` does, and ConfigError
+  for another adapter or other weights under it.
+  """
+  start = continuation.open_start(cfg, data.catalog, (
+      'adapter_model.safetensors', 'model.safetensors', 'model.safetensors.index.json'))
+  if start:
+    continuation.same_settings(start, cfg, 'train', free=set(cfg.train.keys()) - {'mode'})
+    continuation.same_settings(start, cfg, 'llm', free=('weights', 'dtype', 'remat'))
+    if cfg.train.mode == 'lora':
+      continuation.same_settings(start, cfg, 'lora')
+    old, new = start.config.llm.weights, cfg.llm.weights
+    if old != new and 'tiny' in (old, new) or 'tiny' not in (old, new) and (
+        fingerprint(pathlib.Path(old)) != fingerprint(pathlib.Path(new))):
+      raise ConfigError(f'llm.weights is {new!r} here and {old!r} in {start.workdir}, which are '
+                        'other weights; name the same model, or leave --from out and train anew')
+  return start
+
+
+def carry_llm(work: Workdir, start: Start, folder: pathlib.Path) -> None:
+  """The stage `llm` of a run that goes on: the tiny model of the earlier run, which has tokens for
+  the titles of that day and writes new ones in pieces.
+
+  work: the Workdir. start: the earlier run. folder: of its model.
+  """
+  del start
+  shutil.copytree(folder, work.folder, dirs_exist_ok=True,
+                  ignore=shutil.ignore_patterns(DONE, '.*'))
+
+
+def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,
+          start: Start | None = None) -> dict[str, Any]:
   """Tunes the LLM of `folder` into `work.folder`: a PEFT adapter, or a whole checkpoint.
 
-  cfg: of `settings`. data: the Data.
+  cfg: of `settings`. data: the Data. start: the run that it goes on from.
   """
   if cfg.train.mode not in MODES:
     raise ConfigError(f'train.mode={cfg.train.mode!r}; choose one of {", ".join(MODES)}')
@@ -64,7 +99,9 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
   if cfg.train.mode == 'lora':
     adapter = dict(lora_rank=cfg.lora.rank, lora_alpha=float(cfg.lora.alpha),
                    lora_targets=tuple(cfg.lora.targets))
-  model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, **adapter)
+  whole = start.folder if start and not adapter else folder
+  model, params, tokenizer = llm_loading.load(whole, cfg.llm, work.mesh, **adapter)
+  begin = huggingface.load_adapter(start.folder, model.cfg) if start and adapter else None
   template = prompts.load_template(cfg.prompt.template)
   every = domains(cfg, data, tokenizer, template)
   parts = [encoded(tokenizer, template, cfg, every, part, most) for part, most in (
@@ -73,7 +110,9 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
   train, valid = (sft.pack_pairs(p, a, cfg.train.loss_on, cfg.train.row_tokens, prefix)
                   for p, a, _ in parts)
   settings = ConfigDict({**cfg.train.to_dict(), 'optim': cfg.optim, 'seed': cfg.seed})
-  trained, counts = sft.tune(work, settings, model, params, train, valid)
+  trained, counts = sft.tune(work, settings, model, params, train, valid, begin)
+  if start:
+    keep_facts(work, start, data)
   if cfg.train.mode == 'lora':
     inside = folder.resolve().is_relative_to(work.path.resolve())
     name = os.path.relpath(folder, work.folder) if inside else str(folder)
@@ -82,6 +121,16 @@ def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path) -> d
     huggingface.save(llm.as_stored(to_host(trained), model.cfg), model.cfg, work.folder)
     tokenizer.save(work.folder)
   return {**counts, 'shortened_prompts': parts[0][2] + parts[1][2]}
+
+
+def keep_facts(work: Workdir, start: Start, data: Data) -> None:
+  """Writes what training went on from. work: the Workdir. start: the earlier run. data: the Data.
+  """
+  old = instruction_data.load(start.config.data, start.config.samples,
+                              split_rule.for_config(start.config)).cases
+  valid, test = (continuation.learned_before(old.known, data.cases.known, cases)
+                 for cases in (data.cases.valid, data.cases.test))
+  continuation.keep_facts(work, start, data.catalog, valid, test)
 
 
 def domains(cfg: ConfigDict, data: Data, tokenizer: Tokenizer,

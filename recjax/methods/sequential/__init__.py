@@ -26,6 +26,7 @@ from recjax.methods.sequential import (
   train,
 )
 from recjax.run_files import read_json
+from recjax.training import continuation
 from recjax.training.workdir import Workdir
 
 
@@ -36,8 +37,11 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   dataset = load_for_config(cfg)
   train.check(cfg, dataset)
   work.log(dataset.summary)
-  trained = work.stage('train', train.stage, train.settings(cfg), dataset)
-  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(cfg), dataset, trained)
+  start, used = train.open_start(cfg, dataset.catalog), continuation.shortened(cfg)
+  if start:
+    work.log(f'{start.said(dataset.catalog)}; {used.train.epochs} epochs at {used.optim.lr:g}')
+  trained = work.stage('train', train.stage, train.settings(used), dataset, *filter(None, [start]))
+  evaluated = work.stage('evaluate', evaluate.stage, evaluate.settings(used), dataset, trained)
   work.publish(evaluated, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, evaluated)
   results.show(work, evaluated)

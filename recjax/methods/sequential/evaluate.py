@@ -12,7 +12,7 @@ from recjax.evaluation import beside, metrics, ranking, sampled_ranking, statist
 from recjax.evaluation import results as results_lib
 from recjax.protocols import ScoreFn
 from recjax.run_files import read_json
-from recjax.training import sequential
+from recjax.training import continuation, sequential
 from recjax.training.workdir import Workdir
 
 TOLD = 'clock=target'  # row of a model that is told when the target will come, as published
@@ -62,7 +62,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, made: pathlib.Path,
                                      **options)
   results = results_lib.save(work.folder, dataset, split, row, ranks | others, lists,
                          ranking.protocol(n, split.protocol + drawn, **masking(cfg)),
-                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled, **facts)
+                         range(cfg.seed, cfg.seed + cfg.seeds), **sampled, **facts,
+                         **continuation.facts(made))
   return {'users': results['users'], **{m: round(results['rows'][row][m]['value'], 4)
                                        for m in results_lib.CLOSING}}
 

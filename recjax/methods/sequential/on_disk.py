@@ -41,6 +41,9 @@ def check(cfg: ConfigDict, records: array_record.Records) -> None:
   if cfg.seeds != 1:
     raise ConfigError(f'seeds={cfg.seeds}: records are trained on with one seed a run; set '
                       '--config.seeds=1 and give each --config.seed a workdir')
+  if cfg.start.run:
+    raise ConfigError(f'start.run={cfg.start.run!r}: training on records begins from nothing each '
+                      'time; leave --from out, or name a data set that fits into memory')
   if cfg.eval.tie_order != 'file':
     raise ConfigError(f'eval.tie_order={cfg.eval.tie_order!r}: records keep the order of the '
                       'file')

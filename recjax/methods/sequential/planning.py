@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.data.dataset import Dataset
-from recjax.training import cost_model, cpu_cost, sequential
+from recjax.training import continuation, cost_model, cpu_cost, sequential
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   cfg: the run's config. dataset: the data set. -> {name: text,
   or `cpu_cost.Estimate`}
   """
-  train = splits.make_split(dataset).train
+  train, cfg = splits.make_split(dataset).train, continuation.shortened(cfg)
   step, steps, targets = sequential.planned(cfg, len(dataset.catalog), train)
   return {
     **cost_model.traced_lines(

@@ -2,17 +2,22 @@
 import functools
 from typing import Any
 
+import jax
+import numpy as np
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax.data import splits
-from recjax.data.dataset import Dataset
-from recjax.errors import DataError
+from recjax.data.dataset import Catalog, Dataset
+from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking, sampled_ranking
 from recjax.file_io import write_json
 from recjax.models import layers
-from recjax.training import sequential
+from recjax.training import continuation, sequential
+from recjax.training.continuation import Start
 from recjax.training.workdir import Workdir
 
+MODEL = 'model.npz'
 BEFORE_REFIT = 'before_refit.npz'  # the model that validation chose, of a run that trained anew
 
 
@@ -21,22 +26,70 @@ def settings(cfg: ConfigDict) -> ConfigDict:
   return ConfigDict({k: cfg[k] for k in ('model', 'loss', 'train', 'optim', 'seed', 'seeds')})
 
 
-def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+def open_start(cfg: ConfigDict, catalog: Catalog) -> Start | None:
+  """The run that a config goes on from, None where it begins from nothing.
+
+  cfg: the run's config. catalog: the items of its data. Raises what `continuation.open_start`
+  does, and ConfigError for a model of another shape or another number of seeds.
+  """
+  start = continuation.open_start(cfg, catalog, (MODEL, BEFORE_REFIT))
+  if start:
+    continuation.same_settings(start, cfg, 'model', free=('dropout',))
+    if start.config.seeds not in (1, cfg.seeds):
+      raise ConfigError(f'seeds is {cfg.seeds} here and {start.config.seeds} in {start.workdir}; a '
+                        'run goes on with as many seeds, or from a run of one seed')
+  return start
+
+
+def first_params(start: Start | None, seeds: int) -> tuple[PyTree, PyTree]:
+  """What `sequential.fit` takes as `starts`: the model that validation chose, and the last one.
+
+  The first has seen nothing that validation asks for now where the data were cut at a moment and
+  that has moved on. start: the earlier run. seeds: of the new one.
+  """
+  if not start:
+    return None, None
+  last = start.folder / MODEL
+  chosen = start.folder / BEFORE_REFIT
+  chosen, last = (jax.tree.map(
+      lambda x: np.broadcast_to(x, (seeds, *x.shape[1:])), sequential.load(path))
+      for path in (chosen if chosen.exists() else last, last))
+  return chosen, last
+
+
+def keep_facts(work: Workdir, start: Start, dataset: Dataset, split: splits.Split) -> None:
+  """Writes and logs what training went on from, and how much of what is asked it had learned.
+
+  work: the Workdir. start: the earlier run. dataset: the data set. split: of it.
+  """
+  old = splits.make_split(start.data)
+  learned = continuation.learned_before
+  continuation.keep_facts(
+      work, start, dataset.catalog,
+      valid=learned(old.for_choice, split.for_choice, split.valid) if split.valid else 0,
+      test=learned(old.train, split.train, split.test))
+
+
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset,
+          start: Start | None = None) -> dict[str, Any]:
   """Trains all seeds and keeps the best epoch of each by validation NDCG@10.
 
-  work: the Workdir. cfg: of `settings`. dataset: the data set.
+  work: the Workdir. cfg: of `settings`. dataset: the data set. start: the run that it goes on from.
   """
   split = splits.make_split(dataset)
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
+  if start:
+    keep_facts(work, start, dataset, split)
   n = len(dataset.catalog)
   model = sequential.model_config(cfg, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
                             cfg.seeds, cfg.train.valid_users)
   best, scores, epochs = sequential.fit(
       work, cfg, n, split, validate,
-      before_refit=functools.partial(sequential.save, work.folder / BEFORE_REFIT))
-  sequential.save(work.folder / 'model.npz', best)
+      before_refit=functools.partial(sequential.save, work.folder / BEFORE_REFIT),
+      starts=first_params(start, cfg.seeds))
+  sequential.save(work.folder / MODEL, best)
   write_json(work.folder / 'valid.json', {
       'NDCG@10': [round(float(s), 6) for s in scores], 'epoch': epochs.tolist()})
   return {'parameters': f'{layers.count_params(best) // cfg.seeds:,}',

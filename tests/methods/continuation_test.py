@@ -1,0 +1,409 @@
+"""Runs that go on from an earlier run's weights: where they begin, what is refused."""
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from recjax import experiment, file_io, recommend, run_files
+from recjax.data import dataset as dataset_lib
+from recjax.data import loading, splits
+from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.evaluation import ranking
+from recjax.methods.bigrec import instruction_data
+from recjax.methods.bigrec import train as bigrec_train
+from recjax.methods.sequential import train as stages
+from recjax.models import huggingface, seqrec
+from recjax.training import continuation, epoch_loop, sft
+from recjax.training import sequential as train
+from recjax.training import workdir as workdir_lib
+from tests import later
+from tests.long import long
+from tests.methods.bigrec_test import config as bigrec_config
+from tests.methods.bigrec_test import run as bigrec_run
+from tests.methods.bigrec_test import write_ring
+from tests.methods.sequential_test import config, mesh, ring, train_on, whole_run
+
+ITEMS, NEW = 50, 3
+SHAPES = {'sasrec': {}, 'gru4rec': {}, 'bert4rec': {}, 'hstu': {'time': 'none'},
+          'apart': {'kind': 'sasrec', 'separate': True}}
+
+
+def grown(shop):
+  """The shop a day later: new items behind, and everybody has bought one more thing, or two."""
+  rng, rows = np.random.default_rng(5), []
+  for user in range(len(shop.interactions)):
+    more = rng.integers(1, ITEMS + NEW + 1, rng.integers(1, 3))
+    rows.append([*shop.interactions.history(user).tolist(), *more.tolist()])
+  ids = tuple(f'i{i}' for i in range(1, ITEMS + NEW + 1))
+  goods = dataset_lib.Catalog(ids, {'title': [f'item {i}' for i in range(1, len(ids) + 1)]})
+  items, offsets = dataset_lib.flatten(rows)
+  times = 1_700_000_000 + 1000 * np.arange(len(items))
+  return dataset_lib.make_dataset('grown', goods, dataset_lib.Interactions(
+      shop.interactions.users, items, offsets, times))
+
+
+def falling(*given):
+  """A validation by which the first epoch is the best."""
+  del given
+  figures = iter(range(100, 0, -1))
+  return lambda params: np.full(len(params['items']), next(figures), np.float32)
+
+
+def drawn(work, cfg, shop):
+  """The stage `train` without training: weights as they are drawn."""
+  model = train.model_config(cfg, len(shop.catalog))
+  for shift, name in enumerate(('model.npz', 'before_refit.npz')):
+    keys = jax.random.split(jax.random.key(cfg.seed + 10 * shift), cfg.seeds)
+    train.save(work.folder / name, jax.vmap(lambda key: seqrec.init(model, key))(keys))
+
+
+def finished(cfg, fn=drawn):
+  """A run, and of its evaluation what tells its data. fn: the stage `train`. -> its folder"""
+  folder, shop = pathlib.Path(tempfile.mkdtemp()), loading.load_for_config(cfg)
+  facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
+  with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
+    work.stage('train', fn, stages.settings(cfg), shop)
+    work.stage('evaluate', lambda work: file_io.write_json(
+        work.folder / 'results.json', {'data_fingerprint': shop.fingerprint}))
+  return folder
+
+
+def first_state(call):
+  """What training would begin with: {'params', 'opt'} of every training that `call` starts."""
+  states = []
+
+  def stop(init, *_, stop_at=None, **__):
+    states.append(jax.tree.map(np.asarray, jax.jit(init)()))
+    seeds = len(states[0]['params']['items'])
+    return states[-1]['params'], np.ones(seeds, np.float32), np.ones(seeds, np.int32)
+  with mock.patch.object(epoch_loop, 'fit_epochs', stop):
+    call()
+  return states
+
+
+class BeginTest(parameterized.TestCase):
+
+  @parameterized.parameters(*SHAPES)
+  def test_a_grown_model_says_of_old_items_what_the_old_one_said(self, name):
+    """Scores are asked of both models, which know nothing of how rows were copied."""
+    more = {'kind': name, **SHAPES[name]}
+    old, new = (seqrec.Config(items=n, max_history=8, width=16, hidden=16, layers=1, **more)
+                for n in (ITEMS, ITEMS + NEW))
+    draws = np.random.default_rng(0)
+    before = jax.tree.map(lambda x: x + draws.normal(size=x.shape).astype(np.float32) / 3,
+                          seqrec.init(old, jax.random.key(1)))
+    fresh = seqrec.init(new, jax.random.key(2))
+    params = train.carried_over(before, fresh)
+    histories = draws.integers(1, ITEMS + 1, 40), np.arange(0, 41, 5)
+    want = np.asarray(train.scorer(old, before)(*histories))
+    found = np.asarray(train.scorer(new, params)(*histories))
+    np.testing.assert_allclose(found[:, :ITEMS], want, atol=1e-5)
+    self.assertGreater(np.abs(want).max(), .1)
+    for table in set(seqrec.ITEM_TABLES) & params.keys():
+      np.testing.assert_array_equal(params[table][ITEMS + 1:-1], fresh[table][ITEMS + 1:-1])
+
+  def test_a_run_begins_at_the_best_epoch_with_a_fresh_optimizer(self):
+    cfg, shop = config(), ring(60)
+    cfg.model.layers = 1
+    cfg.seeds, cfg.train.epochs, cfg.data = 2, 3, tempfile.mkdtemp() + '/shop'
+    loading.save_data(shop, cfg.data)
+    with mock.patch.object(ranking, 'validator', falling):
+      folder = finished(cfg, stages.stage)
+    best = train.load(workdir_stage(folder) / 'model.npz')
+    chosen = run_files.read_json(workdir_stage(folder) / 'valid.json')
+    self.assertEqual((chosen['epoch'], cfg.train.epochs), ([1, 1], 3))  # not the last
+    cfg = later_config(cfg, folder, grown(shop))
+    state, = first_state(lambda: whole_train(cfg))
+    np.testing.assert_array_equal(state['params']['items'][:, :ITEMS + 1],
+                                  best['items'][:, :ITEMS + 1])
+    self.assertEqual(state['params']['items'].shape, (2, ITEMS + NEW + 2, 32))
+    rest = [{k: v for k, v in tree.items() if k != 'items'} for tree in (state['params'], best)]
+    jax.tree.map(np.testing.assert_array_equal, *rest)
+    for leaf in jax.tree.leaves(state['opt']):  # counts and moments of Adam
+      self.assertFalse(leaf.any())
+
+  def test_choice_and_refit_begin_where_those_of_the_earlier_run_ended(self):
+    cfg, shop = config(split='global_time'), ring(120)
+    cfg.train.epochs, cfg.data = 1, tempfile.mkdtemp() + '/shop'
+    cfg.seeds = 1
+    loading.save_data(by_time(shop), cfg.data)
+    folder = finished(cfg)
+    cfg = later_config(cfg, folder, by_time(grown(shop)))
+    cfg.seeds = 2  # from the one that there is
+    states = first_state(lambda: whole_train(cfg))
+    self.assertLen(states, 2)
+    for state, name in zip(states, ('before_refit.npz', 'model.npz')):
+      want = train.load(workdir_stage(folder) / name)['positions'][0]
+      for seed in range(2):
+        np.testing.assert_array_equal(state['params']['positions'][seed], want)
+    self.assertTrue((states[0]['params']['positions'] != states[1]['params']['positions']).any())
+
+
+def by_time(shop):
+  """The same purchases, one of every user before the next one of anybody."""
+  place = np.concatenate([np.arange(n) for n in shop.interactions.lengths()])
+  times = 1_600_000_000 + 10_000 * place + np.arange(len(place)) % 97
+  return dataclasses.replace(shop, interactions=dataclasses.replace(
+      shop.interactions, times=times))
+
+
+def workdir_stage(folder):
+  return next(pathlib.Path(folder).glob('stages/*-train'))
+
+
+def later_config(cfg, run, shop):
+  """The config of a run on a later data set, which is written beside the old one."""
+  cfg = cfg.copy_and_resolve_references()
+  cfg.data = tempfile.mkdtemp() + '/later'
+  loading.save_data(shop, cfg.data)
+  cfg.start.run = str(run)
+  return cfg
+
+
+def whole_train(cfg):
+  """The training stage of a config in a folder of its own. -> its folder, the Start"""
+  shop = loading.load_for_config(cfg)
+  start, used = stages.open_start(cfg, shop.catalog), continuation.shortened(cfg)
+  return train_on(shop, used, tempfile.mkdtemp(), 1, start), start
+
+
+class RunTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.cfg, cls.shop = config(), ring(120)
+    cls.cfg.train.epochs, cls.cfg.data = 2, tempfile.mkdtemp() + '/shop'
+    loading.save_data(cls.shop, cls.cfg.data)
+    cls.run_folder = finished(cls.cfg)
+
+  def test_a_run_that_goes_on_says_from_where_and_is_another_one(self):
+    cfg = later_config(self.cfg, self.run_folder, grown(self.shop))
+    folder, results = whole_run(cfg)
+    said = (f'goes on from {self.run_folder} (weights {results["started"]["weights"][:12]}), which '
+            'knew 50 of 53 items; 3 begin untrained')
+    self.assertEqual(results['started']['said'], said)
+    self.assertIn(said, (folder / 'run.log').read_text())
+    self.assertIn('which knew 50 of 53 items', (folder / 'report.html').read_text())
+    self.assertEqual(run_files.read_config(folder)['config']['start']['run'], cfg.start.run)
+    ask, _ = recommend.load(folder)
+    items, _ = ask([['i51', 'i3']], 53, exclude_seen=False)
+    self.assertLen(set(items[0]), 53)
+
+  def test_other_weights_are_another_run_and_a_moved_folder_is_the_same(self):
+    cfg = later_config(self.cfg, self.run_folder, grown(self.shop))
+    catalog = loading.load_for_config(cfg).catalog
+    mark = stages.open_start(cfg, catalog).fingerprint
+    moved = tempfile.mkdtemp() + '/moved'
+    shutil.copytree(self.run_folder, moved)
+    cfg.start.run = moved
+    self.assertEqual(stages.open_start(cfg, catalog).fingerprint, mark)
+    other = self.cfg.copy_and_resolve_references()
+    other.seed = 7
+    cfg.start.run = str(finished(other))
+    self.assertNotEqual(stages.open_start(cfg, catalog).fingerprint, mark)
+
+  def test_epochs_and_rate_are_shares(self):
+    cfg = self.cfg.copy_and_resolve_references()
+    cfg.train.epochs, cfg.start.lr_factor = 10, 0.5
+    self.assertIs(continuation.shortened(cfg), cfg)
+    cfg.start.run = 'x'
+    used = continuation.shortened(cfg)
+    self.assertEqual((used.train.epochs, used.optim.lr), (2, cfg.optim.lr / 2))
+    self.assertEqual(cfg.train.epochs, 10)
+    cfg.train.epochs = 1
+    self.assertEqual(continuation.shortened(cfg).train.epochs, 1)
+
+  @parameterized.parameters(
+      ('model.width', 64, 'model.width is 64 here and 32 in'),
+      ('model.layers', 1, 'model.layers is 1 here and 2 in'),
+      ('model.kind', 'gru4rec', "model.kind is 'gru4rec' here and 'sasrec' in"),
+      ('model.max_history', 9, 'model.max_history is 9 here and 12 in'),
+      ('seed', 1, ''), ('model.dropout', .3, ''), ('loss.kind', 'bce', ''))
+  def test_what_does_not_fit_is_named_with_both_values(self, name, value, said):
+    cfg = later_config(self.cfg, self.run_folder, grown(self.shop))
+    catalog = loading.load_for_config(cfg).catalog
+    experiment.changed(cfg, {name: value})
+    if not said:
+      self.assertIsNotNone(stages.open_start(cfg, catalog))
+      return
+    with self.assertRaisesRegex(ConfigError, said):
+      stages.open_start(cfg, catalog)
+
+  def test_more_seeds_than_one_must_be_as_many(self):
+    cfg = later_config(self.cfg, self.run_folder, grown(self.shop))
+    start = continuation.open_start(cfg, loading.load_for_config(cfg).catalog, ['model.npz'])
+    start.config.seeds = 3
+    with mock.patch.object(continuation, 'open_start', lambda *_: start):
+      cfg.seeds = 3
+      stages.open_start(cfg, start.data.catalog)
+      cfg.seeds = 2
+      with self.assertRaisesRegex(ConfigError, 'seeds is 2 here and 3 in'):
+        stages.open_start(cfg, start.data.catalog)
+
+  def test_runs_that_cannot_be_gone_on_from_are_refused(self):
+    shop = grown(self.shop)
+    cfg = later_config(self.cfg, self.run_folder, shop)
+    swapped = later.write(self.cfg.data, tempfile.mkdtemp() + '/swapped', [], swap=True)
+    with self.assertRaisesRegex(DataError, "item 1 was 'i1', now it is 'i2'.*--update"):
+      stages.open_start(cfg, loading.load_data(swapped).catalog)
+    with self.assertRaisesRegex(DataError, "item 50 was 'i50', now there is none"):
+      few = dataclasses.replace(shop.catalog, ids=shop.catalog.ids[:49])
+      stages.open_start(cfg, few)
+    for what in ('stages/02-evaluate', 'stages/01-train'):
+      broken = tempfile.mkdtemp() + '/run'
+      shutil.copytree(self.run_folder, broken)
+      shutil.rmtree(pathlib.Path(broken) / what)
+      cfg.start.run = broken
+      with self.assertRaisesRegex(WorkdirError, 'no finished stage'):
+        stages.open_start(cfg, shop.catalog)
+    cfg.start.run = '/nowhere/at/all'
+    with self.assertRaisesRegex(WorkdirError, 'does not exist'):
+      stages.open_start(cfg, shop.catalog)
+    cfg.start.run = str(self.run_folder)
+    with self.assertRaisesRegex(ConfigError, 'of this very run'):
+      experiment.train(cfg, self.run_folder / '.')
+    tiger = experiment.read_config('tiger_beauty')
+    tiger.start.run = str(self.run_folder)
+    with self.assertRaisesRegex(ConfigError, 'etegrec is trained from nothing.*sequential'):
+      experiment.train(tiger, tempfile.mkdtemp())
+    other = experiment.read_config('bigrec_games')
+    other.start.run = str(self.run_folder)
+    with self.assertRaisesRegex(ConfigError, 'is a run of sequential, and this is one of bigrec'):
+      continuation.open_start(other, shop.catalog, [])
+
+  def test_a_run_whose_data_have_changed_is_refused(self):
+    cfg = self.cfg.copy_and_resolve_references()
+    cfg.data = tempfile.mkdtemp() + '/shop'
+    shutil.copytree(self.cfg.data, cfg.data)
+    folder = tempfile.mkdtemp() + '/run'
+    shutil.copytree(self.run_folder, folder)
+    saved = {**run_files.read_config(folder), 'config': cfg.to_dict()}
+    file_io.write_json(pathlib.Path(folder) / 'config.json', run_files.signed(
+        {k: v for k, v in saved.items() if k != 'sum'}))
+    loading.save_data(grown(self.shop), cfg.data, overwrite=True)
+    cfg = later_config(cfg, folder, grown(self.shop))
+    with self.assertRaisesRegex(DataError, 'has changed since'):
+      stages.open_start(cfg, loading.load_for_config(cfg).catalog)
+
+  def test_what_was_learned_before_and_is_asked_now_is_counted(self):
+    old = dataset_lib.make_dataset('old', self.shop.catalog, dataset_lib.Interactions(
+        ('a', 'gone', 'b'), *dataset_lib.flatten([[1, 2, 3], [4, 5], [6, 7, 8, 9]])))
+    now = dataset_lib.make_dataset('now', self.shop.catalog, dataset_lib.Interactions(
+        ('b', 'a', 'c'), *dataset_lib.flatten([[6, 7, 8, 9], [1, 2, 3, 2], [4, 5, 4]])))
+    split = splits.leave_one_out(now.interactions)
+    count = lambda cases: continuation.learned_before(  # noqa: E731
+        old.interactions, split.train, cases)
+    self.assertEqual((count(split.valid), count(split.test)), (2, 1))  # b's 8, a's 3; b's 9
+    self.assertEqual(continuation.learned_before(
+        splits.leave_one_out(old.interactions).train, split.train, split.test), 0)
+
+  @long
+  def test_a_run_that_was_killed_as_it_went_on_ends_as_an_uninterrupted_one(self):
+    cfg = later_config(self.cfg, self.run_folder, grown(self.shop))
+    cfg.train.epochs, cfg.start.epochs_share = 4, 1.0
+    shop = loading.load_for_config(cfg)
+    start = stages.open_start(cfg, shop.catalog)
+    whole = train_on(shop, cfg, tempfile.mkdtemp(), 1, start)
+    folder, count, judge = tempfile.mkdtemp(), [0], ranking.validator
+
+    def dying(*given):
+      inner = judge(*given)
+
+      def run(params):
+        count[0] += 1
+        if count[0] == 3:
+          raise KeyboardInterrupt
+        return inner(params)
+      return run
+    with mock.patch.object(ranking, 'validator', dying), self.assertRaises(KeyboardInterrupt):
+      train_on(shop, cfg, folder, 1, start)
+    again = train_on(shop, cfg, folder, 1, stages.open_start(cfg, shop.catalog))
+    self.assertEqual((whole / 'valid.json').read_text(), (again / 'valid.json').read_text())
+    self.assertEqual((whole / 'model.npz').read_bytes(), (again / 'model.npz').read_bytes())
+    self.assertIn('going on from epoch 2', (pathlib.Path(folder) / 'run.log').read_text())
+
+  @long
+  def test_the_nightly_job_from_the_command_line(self):
+    home = pathlib.Path(tempfile.mkdtemp())
+    rows = [f'{u},{i},{t}' for u, items in ((f'u{n}', self.shop.interactions.history(n))
+                                            for n in range(120))
+            for t, i in enumerate(items.tolist(), 1_600_000_000)]
+    head = 'user_id,item_id,timestamp\n'
+    (home / 'before.csv').write_text(head + '\n'.join(rows) + '\n')
+    (home / 'now.csv').write_text(head + '\n'.join(
+        [*rows, *(f'u{n},{900 + n % 4},1600000900' for n in range(60))]) + '\n')
+
+    def call(*words):
+      return subprocess.run([sys.executable, '-m', 'recjax', *words], cwd=home, text=True,
+                            capture_output=True, check=False)
+
+    def done(*words):
+      result = call(*words)
+      self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+      return result.stdout
+    done('prepare', 'table', 'before.csv', '--yes', '--out=before')
+    done('prepare', 'table', 'now.csv', '--yes', '--update=before', '--out=now')
+    quick = ['--config.train.epochs=4', '--config.eval.classical=False']
+    done('run', 'sequential_beauty:data=before', '--workdir=one', *quick)
+    said = done('run', 'sequential_beauty:data=now', '--from=one', '--workdir=two', *quick)
+    self.assertRegex(said, r'goes on from one .* 50 of 54 items; 4 begin untrained; 1 epochs')
+    again = done('run', 'sequential_beauty:data=now', '--from=one', '--workdir=two', *quick)
+    self.assertIn('[1] train: done before', again)
+    anew = done('run', 'sequential_beauty:data=now', '--workdir=two', *quick)
+    self.assertNotIn('[1] train: done before', anew)
+    for words, said in ((['--from=one', '--workdir=one'], 'this very run'),
+                        (['--from=one', '--config.start.run=one'], 'given twice')):
+      failed = call('run', 'sequential_beauty:data=now', *words)
+      self.assertEqual(failed.returncode, 2, failed.stdout + failed.stderr)
+      self.assertIn(said, failed.stdout + failed.stderr)
+
+
+class AdapterTest(parameterized.TestCase):
+
+  @parameterized.parameters('lora', 'full')
+  @long
+  def test_bigrec_goes_on_from_its_adapter_or_weights_over_the_same_model(self, mode):
+    home = pathlib.Path(tempfile.mkdtemp())
+    cfg = bigrec_config('bigrec_games', write_ring(home / 'ring', 60))
+    cfg.train.update(mode=mode, epochs=2)
+    bigrec_run(cfg, home / 'old')
+    tuned, model = (next((home / 'old' / 'stages').glob(f'*-{n}')) for n in ('tune', 'llm'))
+    cfg.data = str(later.write(
+        cfg.data, home / 'later', [{'item_id': 'new', 'title': 'grey bowl'}]))
+    cfg.start.run, cfg.start.epochs_share = str(home / 'old'), 0.5
+    with mock.patch.object(sft, 'fit', side_effect=KeyboardInterrupt) as fit, \
+        self.assertRaises(KeyboardInterrupt):
+      bigrec_run(cfg, home / 'new')
+    begin = fit.call_args.args[0].start
+    shape = huggingface.read_config(tuned if mode == 'full' else model)
+    want = huggingface.load(tuned, shape) if mode == 'full' else huggingface.load_adapter(
+        tuned, huggingface.adapter_config(tuned, shape))
+    jax.tree.map(np.testing.assert_array_equal, begin, want)
+    results = bigrec_run(cfg, home / 'new')
+    self.assertIn('knew 50 of 51 items; 1 begin untrained', results['started']['said'])
+    copied = next((home / 'new' / 'stages').glob('*-llm'))
+    for name in ('model.safetensors', 'tokenizer.json'):
+      self.assertEqual((copied / name).read_bytes(), (model / name).read_bytes())
+    data = instruction_data.load(cfg.data, cfg.samples)
+    for name, value, said in (
+        ('lora.rank', 8, 'lora.rank is 8 here and 4 in'), ('llm.weights', '/x', 'other weights'),
+        ('train.mode', 'full' if mode == 'lora' else 'lora', f"train.mode is .* and '{mode}' in")):
+      other = cfg.copy_and_resolve_references()
+      experiment.changed(other, {name: value})
+      if mode == 'full' and name == 'lora.rank':
+        self.assertIsNotNone(bigrec_train.open_start(other, data))
+        continue
+      with self.assertRaisesRegex(ConfigError, said):
+        bigrec_train.open_start(other, data)
+
+
+if __name__ == '__main__':
+  absltest.main()
