@@ -28,13 +28,15 @@ from tests.serving.fake_service import LONG, settled
 
 ROOT = pathlib.Path(__file__).parents[2]
 SERVER = '''
-import sys
+import contextlib, sys
 from recjax.serving import server
 from recjax.serving.service import ServerSettings
 from tests.serving import fake_service
 settings = ServerSettings(shop=False, workers=2, **eval(sys.argv[1]))
 server.set_up_log()
-server.run_workers(fake_service.worker_service, settings, server.bind_sockets(settings))
+with contextlib.ExitStack() as stack:
+  sockets = [stack.enter_context(one) for one in server.bind_sockets(settings)]
+  server.run_workers(fake_service.worker_service, settings, sockets)
 '''
 
 
