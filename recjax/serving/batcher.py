@@ -43,7 +43,8 @@ class Batcher:
     self._thread = threading.Thread(target=self._run, name=name, daemon=True)
     self._thread.start()
 
-  def __len__(self) -> int:
+  @property
+  def waiting(self) -> int:
     """How many requests wait."""
     return len(self._queue)
 
@@ -127,6 +128,8 @@ class Batcher:
       requests = [request for request, _ in batch]
       answers = (self.answer_batch(requests, settle) if self.settles_early else
                  self.answer_batch(requests))
+      if len(answers) != len(batch):
+        raise RuntimeError(f'{len(answers)} answers to {len(batch)} requests')
     except Exception as error:
       unanswered = [entry for entry, settled in zip(batch, is_settled) if not settled]
       for entry in unanswered if len(batch) > 1 else ():

@@ -40,14 +40,14 @@ def add_routes(app: fastapi.FastAPI, current: Callable[[], tuple[TopItems, Catal
   current: gives what answers now: `top_items` as `evaluation.recommender.CatalogRecommender` has
   it, and its items.
   """
-  lock, newest = threading.Lock(), ReclmRanker(*current())
+  lock, newest = threading.Lock(), None
 
   def ranker() -> ReclmRanker:
-    nonlocal newest
+    nonlocal newest  # of the catalog; a model is held by nobody here, so that it can be let go
     top_items, catalog = current()
-    if top_items != newest.top_items or catalog is not newest.catalog:
-      newest = ReclmRanker(top_items, catalog)
-    return newest
+    if newest is None or catalog is not newest[0]:
+      newest = catalog, group_by_category(catalog.columns.get('categories'))
+    return ReclmRanker(top_items, *newest)
 
   @app.post('/inference')
   def inference(request: ReclmRequest):
@@ -63,13 +63,14 @@ def add_routes(app: fastapi.FastAPI, current: Callable[[], tuple[TopItems, Catal
 class ReclmRanker:
   """Answers requests by a recommender of item indices.
 
-  top_items, catalog: as `current` of `add_routes` gives them.
+  top_items, catalog: as `current` of `add_routes` gives them. items_by_category: {category: its
+  item indices}.
   """
 
-  def __init__(self, top_items: TopItems, catalog: Catalog):
+  def __init__(self, top_items: TopItems, catalog: Catalog,
+               items_by_category: Mapping[str, np.ndarray]):
     self.top_items, self.catalog = top_items, catalog
-    self.items_by_category: Mapping[str, np.ndarray] = group_by_category(
-        catalog.columns.get('categories'))
+    self.items_by_category = items_by_category
 
   def infer(self, request: ReclmRequest) -> dict[str, Any]:
     """Returns the k best items of every list; where fewer may come, fewer, and 'short' says so.

@@ -98,6 +98,11 @@ class ServedModel:
     self._warm_start, self._warm_done, self._warm_steps = 0.0, 0, 0
 
   @property
+  def waiting(self) -> int:
+    """How many requests wait."""
+    return self.batcher.waiting + (self.chat_batcher.waiting if self.chat_batcher else 0)
+
+  @property
   def snapshot(self) -> CatalogSnapshot:
     """The catalog that is served now."""
     return self.catalogs.current

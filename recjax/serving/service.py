@@ -128,7 +128,7 @@ class RecommendationService:
         timeout=settings.interests_seconds, retries=2) if settings.interests_url else None
     self.metrics.add_gauge(
         'recjax_waiting', 'Requests that wait for a batch',
-        lambda: sum(len(m.batcher) + len(m.chat_batcher or ()) for m in self.models.values()))
+        lambda: sum(model.waiting for model in self.models.values()))
     self.metrics.add_gauge('recjax_models_ready', 'Models that answer',
                            lambda: sum(m.is_ready for m in self.models.values()))
     for name, model in self.models.items():

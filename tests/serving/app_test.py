@@ -421,6 +421,17 @@ class BatcherTest(absltest.TestCase):
       self.assertEqual(batcher.submit('again').result(LONG), 'again')
       batcher.close(LONG)
 
+  def test_too_few_answers_are_an_error_and_others_are_answered_after_it(self):
+    batcher, hold, _ = self.plugged(lambda asked: asked[1:])
+    futures = [batcher.submit(x) for x in 'ab']
+    hold.go.set()
+    for future in futures:
+      with self.assertRaisesRegex(RuntimeError, '0 answers to 1 requests'):
+        future.result(LONG)
+    self.assertEqual(batcher.submit('plug').result(LONG), 'plug')
+    batcher.close(LONG)
+    self.assertFalse(batcher._thread.is_alive())
+
   def test_what_waits_is_answered_together_and_errors_stay_alone(self):
     def answer(asked):
       if 'bad' in asked:
@@ -536,13 +547,13 @@ class SocketTest(absltest.TestCase):
       for c in clients:
         c.settimeout(LONG)
         c.sendall(head + body)
-      self.assertTrue(settled(lambda: len(batcher) == 5))  # one is being answered
+      self.assertTrue(settled(lambda: batcher.waiting == 5))  # one is being answered
       for c in clients[1:]:
         c.close()
       self.assertTrue(settled(lambda: shop.limits.running == 1))
       hold.go.set()
       self.assertIn(b' 200 ', clients[0].recv(1000))
-      self.assertTrue(settled(lambda: len(batcher) == 0))
+      self.assertTrue(settled(lambda: batcher.waiting == 0))
       clients[0].close()
     self.assertLen(asked, 1)
 

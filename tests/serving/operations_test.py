@@ -1,5 +1,6 @@
 """What whoever runs the server sees: logs, health, limits, options, reloads, sockets, the end."""
 import argparse
+import gc
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 
 import httpx
 import numpy as np
@@ -244,6 +246,16 @@ class ReloadTest(absltest.TestCase):
       self.assertEqual(answer.status_code, 422, answer.text)
       self.assertIn(words, answer.json()['error']['message'])
       self.assertEqual(self.first(), ['i10'])
+
+  def test_the_model_before_the_last_two_is_gone(self):
+    """Its threads end and hold nothing of it, weights and programs included."""
+    first = weakref.ref(self.shop.models['ring'])
+    threads = [first().batcher._thread]
+    for _ in range(2):
+      self.assertEqual(self.http.post('/v1/models/reload?model=ring').status_code, 200)
+    self.assertTrue(settled(lambda: not any(thread.is_alive() for thread in threads)))
+    self.assertTrue(settled(lambda: (gc.collect(), first() is None)[1]))
+    self.assertEqual(self.first(), ['i8'])
 
   def test_a_model_that_is_not_asked_keeps_no_prompts(self):
     """Each opened model has a memory of its own; metrics count what both keep."""

@@ -74,7 +74,7 @@ class ReclmApiTest(parameterized.TestCase):
   def test_candidates_that_may_not_come_have_no_rank(self):
     def without_c(histories, k, exclude_seen, mask):
       return np.array([[1, 2, 4, 0]] * len(histories)), np.zeros((len(histories), k))
-    ranker = reclm_api.ReclmRanker(without_c, CATALOG)
+    ranker = reclm_api.ReclmRanker(without_c, CATALOG, {})
     with self.assertRaisesRegex(DataError, "'C' is retired"):
       ranker.rank(reclm_api.ReclmRequest(item_lists=[['A']], candidate_item_lists=[['B', 'C']]))
 
