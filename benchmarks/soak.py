@@ -371,7 +371,8 @@ async def bring_faults(args, wanted, begun, room, server, database, tally):
     await server.ready()
     tally.fault, tally.calm_since = '', time.monotonic()
     seen.append((name, tally.calm_since - over, note, tally.calm_since, server.lives))
-    print(f'  fault {number + 1}, {name}: {note}; ready {tally.calm_since - over:.1f} s after',
+    print(f'  fault {number + 1}, {name}, after {(over - begun) / 60:.1f} min: {note}; ready '
+          f'{tally.calm_since - over:.1f} s after; {figures(server.process.pid)[0]:.0f} MiB',
           flush=True)
   return seen
 
@@ -478,6 +479,9 @@ def report(tally, recoveries, readings):
   for name in dict.fromkeys(name for name, *_ in recoveries):
     seconds = [s for n, s, *_ in recoveries if n == name]
     print(f'  {name}: {len(seconds)} times, ready again after {max(seconds):.1f} s at most')
+  begun = readings[0][0]
+  print('  memory, MiB by minutes:', ', '.join(
+      f'{(t - begun) / 60:.0f}: {mib:.0f}' for t, _, mib, _ in readings[::24]))
   life = readings[-1][1]
   last = [reading for reading in readings if reading[1] == life]
   # A reload keeps the model before it for a roll-back: memory is as it stays after the first one.

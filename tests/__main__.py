@@ -63,9 +63,9 @@ ALONE = ('hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test
 WAITING = ('serving', 'text')
 # Processes that run longest, in this order, begin first, so that no core waits at the end.
 FIRST = (*WAITING, 'decoding', 'decoding/lookahead_beam_search_test', 'training', 'models',
-         'methods/etegrec', 'report', 'methods/llmemb', 'data', 'methods/betag',
-         'methods/bigrec', 'methods/reclm', 'methods/sequential', 'methods/scores',
-         'docs_test', 'evaluation', 'top')
+         'methods/etegrec', 'report', 'methods/global', 'methods/sequential', 'top',
+         'methods/llmemb', 'data', 'methods/reclm', 'methods/continuation', 'methods/scores',
+         'methods/betag', 'methods/bigrec', 'docs_test', 'evaluation', 'methods/streamed')
 
 
 @functools.cache

@@ -222,7 +222,9 @@ class WorkersTest(absltest.TestCase):
 
   @long
   def test_one_that_dies_is_started_anew_and_none_outlives_the_parent(self):
-    path = f'{self.create_tempdir().full_path}/s'
+    folder = tempfile.TemporaryDirectory()  # its name is short, as a socket's must be
+    self.enterContext(folder)
+    path = f'{folder.name}/s'
     process, _ = self.started(unix_socket=path)
     self.assertIn(path, self.line)
     def ready():
