@@ -186,7 +186,7 @@ def change(cfg: ConfigDict, settings: Sequence[str] | Mapping[str, object]) -> d
   setting that there is not, or a value of another type or out of its range.
   """
   _check_names(cfg)
-  free = {name for name, value in _flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
+  free = {name for name, value in flat(cfg) if isinstance(value, ConfigDict)} | set(OPEN)
   texts = not isinstance(settings, dict)
   pairs = [tuple(word.partition('=')[::2]) for word in settings] if texts else settings.items()
   values = {}
@@ -209,7 +209,7 @@ def check(cfg: ConfigDict) -> None:
   """Raises ConfigError for a number out of its range, a text that is no choice, or an old name.
   cfg: all of its settings are looked at."""
   _check_names(cfg)
-  for name, value in _flat(cfg):
+  for name, value in flat(cfg):
     for element in value if isinstance(value, (tuple, list)) else (value,):
       numeric = isinstance(element, numbers.Real) and not isinstance(element, bool)
       if numeric and (math.isnan(element) or math.isinf(element) and name not in UNBOUNDED):
@@ -253,7 +253,7 @@ def reading(workdir: str | os.PathLike | None = None) -> Iterator[None]:
 def _saved_names(path):
   """The settings of a config.json, none where it cannot be read: whoever opens it tells that."""
   try:
-    return [name for name, _ in _flat(ConfigDict(json.loads(path.read_bytes())['config']))]
+    return [name for name, _ in flat(ConfigDict(json.loads(path.read_bytes())['config']))]
   except (OSError, ValueError, TypeError, KeyError, RecursionError):
     return []
 
@@ -268,7 +268,7 @@ def renamed(name: str) -> str | None:
 
 
 def _check_names(cfg):
-  for name, _ in _flat(cfg):
+  for name, _ in flat(cfg):
     if new := renamed(name):
       raise ConfigError(f'{name} is called {new} since 0.2; mend the config')
 
@@ -318,11 +318,12 @@ def month(text: str) -> str:
   return text
 
 
-def _flat(cfg, above='') -> Iterator[tuple[str, Any]]:
-  """Yields every setting with its value, and groups without any."""
+def flat(cfg: ConfigDict, above: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields the name and the value of every setting, and groups without any. cfg: a config or a
+  group of it. above: what stands before the names of that group."""
   for key, value in cfg.items():
     if isinstance(value, ConfigDict) and len(value):
-      yield from _flat(value, f'{above}{key}.')
+      yield from flat(value, f'{above}{key}.')
     else:
       yield f'{above}{key}', value
 

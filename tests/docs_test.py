@@ -144,6 +144,17 @@ class SiteTest(absltest.TestCase):
     self.assertIn('recjax.methods.betag', rooms['methods/betag'])
     self.assertEqual(rooms['recjax'][0], 'recjax')
 
+  def test_all_verbs_and_settings_are_in_the_reference(self):
+    hooks = of_site(self, 'site_hooks')
+    commands, tables = hooks.commands_page(), hooks.settings_page()
+    for verb in cli.VERBS:
+      self.assertIn(f'usage: recjax {verb} ', commands)
+    for name, presets in hooks.CONFIGS.items():
+      for preset in presets:
+        cfg = experiment.read_config(name if preset == 'sample' else f'{name}:{preset}')
+        for setting, value in settings.flat(cfg):
+          self.assertRegex(tables, rf'\n\| `{re.escape(setting)}` \|.*`{re.escape(str(value))}')
+
   def test_links_of_the_repository_become_links_of_the_site(self):
     hooks = of_site(self, 'site_hooks')
     known = {'data.md', 'index.md', 'launch/README.md', 'CONTRIBUTING.md', 'a.ipynb'}

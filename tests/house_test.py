@@ -21,6 +21,7 @@ LAYERS = (
     ('recommend', 'chat', 'sweep', 'contamination'), ('methods',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',),
+    ('setting_meanings',),
     ('distributed', 'settings', 'base_config', 'run_files', 'protocols', 'progress', 'gguf_file'),
     ('file_io', 'split_rule'),
     ('errors',))

@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
 from ml_collections import ConfigDict
 
-from recjax import cli, experiment, file_io, main, recommend, settings, sweep
+from recjax import cli, experiment, file_io, main, recommend, setting_meanings, settings, sweep
 from recjax.data import loading, splits, windows
 from recjax.data.formats import betag as tag_files
 from recjax.errors import ConfigError, WorkdirError
@@ -99,7 +99,7 @@ class TypesTest(parameterized.TestCase):
       ('domains', "('a',)"), ('train.sample', '-2'), ('decode.alphas', '(2,)'))
   def test_tuples_and_choices_that_are_refused(self, name, text):
     cfg = next(c for c in map(experiment.read_config, map(str, CONFIGS))
-               if name in dict(settings._flat(c)))
+               if name in dict(settings.flat(c)))
     with self.assertRaisesRegex(ConfigError, name):
       settings.change(cfg, [f'{name}={text}'])
 
@@ -176,7 +176,7 @@ class RenamedTest(parameterized.TestCase):
       'rat.align_most': 'rat.max_align_items'}
 
   def test_no_config_has_an_old_name_and_every_new_name_is_one_of_a_config(self):
-    names = {name for path in CONFIGS for name, _ in settings._flat(made(path.stem))}
+    names = {name for path in CONFIGS for name, _ in settings.flat(made(path.stem))}
     self.assertEqual([name for name in names if settings.renamed(name)], [])
     self.assertLessEqual(set(self.NAMES.values()), names)
     for name in ('eval.users', 'rat.variant', 'model.lengths', 'retrain.row', 'judges', 'loss.tau'):
@@ -266,7 +266,7 @@ class TablesTest(absltest.TestCase):
       for argument in ('', 'paper', 'laptop') if has_llm(path) else ('', 'paper'):
         cfg = experiment.read_config(f'{path}:{argument}')
         settings.check(cfg)
-        for name, value in settings._flat(cfg):
+        for name, value in settings.flat(cfg):
           for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, str):
               self.assertTrue(settings.choices_of(name) or name in PATHS, name)
@@ -420,6 +420,44 @@ class CommandsTest(parameterized.TestCase):
       self.assertIn('bogus', self.ended(lambda: main.parse(['main', '--bogus=1'])))
       self.assertIn('--process_id is of --multihost', self.ended(lambda: main.main(main.parse(
           ['main', f'--config={CONFIGS[0]}', '--process_id=1']))))
+
+
+class MeaningsTest(absltest.TestCase):
+
+  def test_every_setting_has_a_meaning_and_every_meaning_a_setting(self):
+    used = set()
+    for path in CONFIGS:
+      for preset in ('', 'laptop', 'paper'):
+        try:
+          cfg = made(path.stem, preset)
+        except ConfigError:  # it has no such preset
+          self.assertEqual(preset, 'laptop')
+          continue
+        for setting in setting_meanings.describe(cfg):
+          self.assertNotEqual(setting.meaning, '', f'{path.stem}: {setting.name}')
+          used.add(setting.meaning)
+    self.assertEqual(set(setting_meanings.MEANINGS.values()) - used, set())
+
+  def test_a_method_s_own_meaning_comes_first_and_what_nobody_knows_is_blank(self):
+    self.assertIn('T5', setting_meanings.meaning_of('model.layers', 'etegrec'))
+    self.assertEqual(setting_meanings.meaning_of('model.layers', 'sequential'), 'layers')
+    self.assertEqual(setting_meanings.meaning_of('my.own', 'follow'), '')
+
+  def printed(self, *words):
+    with contextlib.redirect_stdout(io.StringIO()) as out, \
+        mock.patch.object(sys, 'argv', ['recjax', 'settings', *words]):
+      cli.main()
+    return out.getvalue()
+
+  def test_the_verb_shows_values_as_they_are_changed_and_finds_by_words(self):
+    text = self.printed('tiger_beauty', '--config.seed=7')
+    self.assertIn('--config.seed=7\n    of weights, draws and batches (between 0 and', text)
+    self.assertEqual(text.count('--config.'), len(list(settings.flat(made('tiger_beauty')))))
+    found = self.printed('betag_scientific', 'BM25')
+    self.assertCountEqual(re.findall(r'--config\.(\S+)=', found), ['select.k1', 'select.b'])
+    with contextlib.redirect_stderr(io.StringIO()) as said, self.assertRaises(SystemExit):
+      self.printed('betag_scientific', 'nosuch')
+    self.assertIn('no setting of betag_scientific holds nosuch', said.getvalue())
 
 
 class GridTest(absltest.TestCase):

@@ -8,7 +8,8 @@ import contextlib
 import sys
 
 import recjax
-from recjax import errors, progress, settings
+import recjax.settings
+from recjax import errors, progress
 from recjax.cli import (
   blend,
   chat,
@@ -22,13 +23,15 @@ from recjax.cli import (
   recommend,
   run,
   serve,
+  settings,
   sweep,
 )
 from recjax.errors import WorkdirError
 
 GROUPS = {
     'data': {'prepare': prepare, 'doctor': doctor, 'guide': guide},
-    'runs': {'run': run, 'sweep': sweep, 'compare': compare, 'blend': blend, 'convert': convert},
+    'runs': {'run': run, 'settings': settings, 'sweep': sweep, 'compare': compare,
+             'blend': blend, 'convert': convert},
     'recommendations': {'recommend': recommend, 'chat': chat, 'serve': serve, 'mcp': mcp,
                         'events': events}}
 
@@ -75,11 +78,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
   """Runs the verb that the command line names."""
   top = parser()
-  words, rest = settings.split_command_line(sys.argv[1:])
+  words, rest = recjax.settings.split_command_line(sys.argv[1:])
   args = top.parse_args(rest)
   args.settings = words
-  if words and args.verb not in ('doctor', 'run'):
-    top.error(f'--config.{words[0]}: settings are of `recjax run` and `recjax doctor`')
+  if words and args.verb not in ('doctor', 'run', 'settings'):
+    top.error(f'--config.{words[0]}: settings are of `recjax run`, `doctor` and `settings`')
   if args.verb == 'run':  # which guards itself
     return run.run(args)
   errors.guard(lambda: call_verb(args))
