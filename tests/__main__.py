@@ -59,6 +59,9 @@ LIBRARIES = ('jax', 'flax', 'optax', 'orbax.checkpoint', 'transformers', 'torch'
 ALONE = ('hostile_test', 'house_test', 'docs_test', 'devices_test', 'damage_test',
          'training/fault_tolerance_test', 'serving/server_test',
          'decoding/lookahead_beam_search_test')
+# Processes in which --long lets XLA optimize: they compute more than they compile, are compared
+# with torch, or do what a reader of the documentation does.
+OPTIMIZED = ('methods/reclm', 'data', 'models', 'docs_test')
 # Processes that wait half of their time, for sockets and clocks, hold no core.
 WAITING = ('serving', 'text')
 # Processes that run longest, in this order, begin first, so that no core waits at the end.
@@ -160,6 +163,9 @@ def run_here(group: Group) -> NoReturn:
   """Runs a group's files in this process, a fork, and ends it."""
   code = 1
   try:
+    if (group.name in OPTIMIZED and os.environ['RECJAX_TEST_LONG_ALONE'] == '1'
+        and os.environ['XLA_FLAGS'] == FAST):
+      os.environ['XLA_FLAGS'] = ''
     os.environ['TMPDIR'] = tempfile.tempdir = group.folder.name
     os.environ['RECJAX_CACHE'] = os.path.join(group.folder.name, 'cache')
     output = os.open(group.output, os.O_WRONLY | os.O_CREAT)

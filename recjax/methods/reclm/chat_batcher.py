@@ -2,6 +2,7 @@
 
 What the model computed for the tokens that conversations begin with is remembered, to the bit.
 """
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -92,7 +93,18 @@ class ChatBatcher:
       self.prompt(ChatRequest((prompts_lib.message('user', text),))) for text in UNLIKE_TEXTS])
     self.generator: PromptGenerator = BlockGenerator(
       chat_model.model, chat_model.variables, chat_model.tokenizer, memory or PrefixMemory(0),
-      opening)
+      opening, self.longest_history())
+
+  def longest_history(self) -> int:
+    """Tokens of a first request with as long a history as may be shown. All prompts have room for
+    as many, so that the programs of `warm` serve them; later rounds may need more."""
+    tokenized = next(iter(self.domains.values())).tokenized
+    sizes = list(map(len, tokenized.titles))
+    items = np.argsort(sizes)[-prompts_lib.MAX_ITEMS:] + 1
+    turns = (prompts_lib.message('user', UNLIKE_TEXTS[0]),)
+    with contextlib.suppress(ConfigError):  # longer than fits
+      return len(self.prompt(ChatRequest(turns, history=tuple(map(int, items)))))
+    return self.cfg.prompt.max_prompt_tokens
 
   def domain_of(self, request: ChatRequest) -> tuple[str, GroundedModel]:
     """request: the conversation. -> its catalog's name, the model over it. Raises ConfigError
