@@ -202,6 +202,27 @@ class RunTest(parameterized.TestCase):
     self.assertEqual({holder.name for holder in main.RUN_FLAGS}, ours - {'config'})
 
 
+class ProgramsTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (('recommend', 'nosuch', '--user=U1'), None, '{cache}/xla'),
+      (('recommend', 'nosuch', '--user=U1'), '', ''),
+      (('recommend', 'nosuch', '--user=U1'), 'elsewhere', 'elsewhere'),
+      (('compare', 'nosuch', 'nor_this'), None, None))
+  def test_verbs_that_run_models_keep_programs(self, words, given, want):
+    cache = self.create_tempdir().full_path
+    with mock.patch.dict(os.environ, {'RECJAX_CACHE': cache}), \
+        mock.patch.object(sys, 'argv', ['recjax', *words]), \
+        contextlib.redirect_stderr(io.StringIO()):
+      os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+      if given is not None:
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = given
+      with self.assertRaises(SystemExit):
+        cli.main()
+      self.assertEqual(os.environ.get('JAX_COMPILATION_CACHE_DIR'),
+                       want and want.format(cache=cache))
+
+
 class RevisionTest(absltest.TestCase):
 
   def test_a_wheel_in_ones_own_repository_does_not_take_its_revision(self):

@@ -5,11 +5,12 @@ says where it writes, or ''), `add_flags` and `run`.
 """
 import argparse
 import contextlib
+import os
 import sys
 
 import recjax
 import recjax.settings
-from recjax import errors, progress
+from recjax import errors, file_io, progress
 from recjax.cli import (
   blend,
   chat,
@@ -36,6 +37,8 @@ GROUPS = {
                         'events': events}}
 
 VERBS = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
+
+COMPILING = ('recommend', 'chat', 'serve', 'mcp')  # they keep programs, as runs do
 
 OPEN_ENDED = ('chat', 'serve', 'mcp', 'prepare')  # they wait for people, or tell by themselves
 
@@ -92,6 +95,8 @@ def call_verb(args: argparse.Namespace) -> None:
   """Runs a verb. args: of the command line. Raises WorkdirError that names what it writes to where
   the disk is full."""
   verb = VERBS[args.verb]
+  if args.verb in COMPILING:  # read where JAX is imported, here and in the processes of a server
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(file_io.cache_folder() / 'xla'))
   try:
     with contextlib.nullcontext() if args.verb in OPEN_ENDED else progress.printing(args.verb):
       verb.run(args)

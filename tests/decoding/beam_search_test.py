@@ -81,7 +81,7 @@ def brute(rows, logp, alpha=0.0, valid=False):
 
 class WholeCatalogTest(parameterized.TestCase):
 
-  @examples(6, 200)
+  @examples(6, 80)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 0.5]),
                     st.booleans())
   def test_enough_beams_give_all_titles_in_exact_order(self, rows, seed, alpha, valid):
@@ -140,7 +140,7 @@ class JudgeTest(parameterized.TestCase):
       changed += int((short.rows.tokens != found.rows.tokens).any())
     self.assertGreater(changed, 0)
 
-  @examples(5, 100)
+  @examples(5, 40)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6), st.sampled_from([0.0, 1.0]),
                     st.sampled_from([False, True]))
   def test_few_beams_prune_as_the_judge_does(self, rows, seed, alpha, early):
@@ -328,7 +328,7 @@ class CodeTest(absltest.TestCase):
 
 class LimitTest(absltest.TestCase):
 
-  @examples(4, 60)
+  @examples(4, 30)
   @hypothesis.given(CATALOGS, st.data())
   @long
   def test_a_filter_gives_what_a_trie_of_the_subset_gives(self, rows, data):
@@ -366,7 +366,7 @@ class LimitTest(absltest.TestCase):
 
 class RobustTest(parameterized.TestCase):
 
-  @examples(4, 60)
+  @examples(4, 30)
   @hypothesis.given(CATALOGS, st.integers(0, 10**6),
                     st.sampled_from([np.nan, np.inf, -np.inf, 0.0]),
                     st.sampled_from(['vocab', 'valid']))

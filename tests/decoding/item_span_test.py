@@ -120,7 +120,7 @@ class OracleTest(parameterized.TestCase):
 
 class ReplyTest(parameterized.TestCase):
 
-  @examples(4, 60)
+  @examples(4, 30)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=4), min_size=1, max_size=9),
       st.integers(0, 10**6), st.sampled_from([0.0, 2.0]),
@@ -156,7 +156,7 @@ class ReplyTest(parameterized.TestCase):
     row = np.asarray(found.tokens)[0, 0, :int(found.lengths[0, 0])]
     self.assertFalse(item_span.parse(built, row, SOI)[1], row)
 
-  @examples(4, 80)
+  @examples(4, 30)
   @hypothesis.given(
       st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=2, max_size=12),
       st.integers(0, 10**6), st.lists(st.booleans(), min_size=12, max_size=12))

@@ -140,7 +140,7 @@ class ForestTest(absltest.TestCase):
       node = self.children(planted, node, depth)[token]
     return node
 
-  @examples(2, 40)
+  @examples(2, 20)
   @hypothesis.given(CATALOGS, CATALOGS)
   def test_device_children_are_the_hosts_also_of_joined_catalogs(self, one, two):
     tries = [trie.build(rows, end=5) for rows in (one, two)]
@@ -154,7 +154,7 @@ class ForestTest(absltest.TestCase):
         self.assertTrue(device_trie.complete(
             planted, jnp.asarray(self.walked(planted, root, row)), len(row)))
 
-  @examples(2, 40)
+  @examples(2, 20)
   @hypothesis.given(st.lists(st.tuples(*[st.integers(0, 3)] * 3), min_size=2, max_size=30))
   def test_codes_built_on_the_device_are_those_of_the_host(self, codes):
     codes = np.array(codes, np.int32)
@@ -189,7 +189,7 @@ class ForestTest(absltest.TestCase):
       want[0, k, np.asarray(token[0, k])[good]] = np.asarray(child[0, k])[good]
     np.testing.assert_array_equal(got, want)
 
-  @examples(4, 60)
+  @examples(4, 30)
   @hypothesis.given(st.integers(1, 90), st.data())
   def test_open_places_are_counted_like_a_list(self, count, data):
     built = trie.build([[i // 10, i % 10] for i in range(count)], end=10)

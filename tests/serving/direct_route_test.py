@@ -47,7 +47,7 @@ class DirectRouteTest(parameterized.TestCase):
       found.append((answer.status_code, heads, told))
     return found
 
-  @examples(60, 2000)
+  @examples(60, 500)
   @given(BODIES)
   def test_any_fields(self, body):
     first, second = self.both(json.dumps(body).encode(), JSON)
