@@ -151,8 +151,8 @@ def _power(apart: Mapping[str, Mapping[str, float | None]], metric: str) -> str:
   if not found:
     return ''
   return (f'with so many users a true difference in {metric} of {np.median(found):.4f} (median of '
-          f'the pairs; {min(found):.4f} to {max(found):.4f}) is found with probability .8, a smaller '
-          'one more seldom: a p above .05 does not mean equal')
+          f'the pairs; {min(found):.4f} to {max(found):.4f}) is found with probability .8, a '
+          'smaller one more seldom: a p above .05 does not mean equal')
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
