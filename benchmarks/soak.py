@@ -138,6 +138,7 @@ class Server:
     fake = sorted(pathlib.Path('/').glob(FAKETIME[1:]))
     self.can_jump = bool(fake)
     self.env = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': str(room / 'compiled'),
+                'JAX_NUM_CPU_DEVICES': '1',  # of the tests' module there are eight
                 **({'LD_PRELOAD': str(fake[0]), 'FAKETIME_TIMESTAMP_FILE': str(self.clock),
                     'FAKETIME_CACHE_DURATION': '1', 'FAKETIME_DONT_FAKE_MONOTONIC': '1'}
                    if fake else {})}

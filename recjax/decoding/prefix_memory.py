@@ -108,5 +108,8 @@ class PrefixMemory:
 
 
 def bytes_of(value: Any) -> int:
-  """Bytes of the arrays of a pytree."""
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(value))
+  """Bytes that the arrays of a pytree take in all devices of this process: one that each device has
+  whole takes as many times as many."""
+  return sum(
+    sum(shard.data.nbytes for shard in leaf.addressable_shards)
+    if isinstance(leaf, jax.Array) else leaf.nbytes for leaf in jax.tree.leaves(value))

@@ -2,11 +2,13 @@
 import concurrent.futures
 import random
 
+import jax
 import numpy as np
 from absl.testing import absltest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from jax.sharding import NamedSharding, PartitionSpec
 
 from recjax.decoding.prefix_memory import PrefixMemory
 
@@ -100,6 +102,18 @@ class ThreadsTest(absltest.TestCase):
     memory.add([(1,), (2,), (3,)], [np.zeros(4, np.int8), np.zeros(8, np.int8), np.zeros(1)])
     self.assertLen(memory.find([(1,), (2,), (3,)]), 1)
     PrefixMemory(0).add([(1,)], [np.zeros(1)])
+
+  def test_what_all_devices_hold_whole_counts_for_each(self):
+    mesh = jax.make_mesh((8,), ('data',))
+    value = np.zeros((8, 4), np.float32)
+    whole, shared = (jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
+                     for spec in ((), ('data',)))
+    memory = PrefixMemory(8 * value.nbytes)
+    memory.add([(1,), (2,)], [whole, shared])
+    self.assertLen(memory.find([(1,), (2,)]), 1)  # the whole one takes all the room
+    self.assertEqual(memory.num_bytes, 8 * value.nbytes)
+    memory.add([(3,)], [(shared, jax.device_put(value))])
+    self.assertEqual(memory.num_bytes, 2 * value.nbytes)
 
 
 if __name__ == '__main__':
