@@ -193,7 +193,7 @@ class PythonTest(absltest.TestCase):
     found = [(p.name, text) for p in PAGES for language, text in blocks(p) if language == 'python']
     self.assertEqual([page for page, _ in found], [
         'README.md', 'README.md', 'adding_a_method.md', 'adding_a_method.md', 'decoding.md',
-        'decoding.md', 'reclm.md', 'serving.md'])
+        'decoding.md', 'how_do_i.md', 'reclm.md', 'serving.md'])
 
   def block(self, name, holding):
     page = ROOT / name
@@ -201,11 +201,11 @@ class PythonTest(absltest.TestCase):
 
   def test_recommendations_out_of_a_run(self):
     run = trained()
-    text = self.block('README.md', 'recommend.load')
-    space = {}
-    exec(text.replace('checkpoints/betag_scientific', str(run.workdir)), space)
-    self.assertEqual(np.shape(space['items']), (1, 5))
-    self.assertContainsSubset(space['items'][0], set(space['shop'].catalog.ids))
+    for page in ('README.md', 'docs/how_do_i.md'):
+      text, space = self.block(page, 'recommend.load'), {}
+      exec(re.sub(r'checkpoints/\w+', str(run.workdir), text), space)
+      self.assertEqual(np.shape(space['items']), (1, 5))
+      self.assertContainsSubset(space['items'][0], set(space['shop'].catalog.ids))
 
   def test_decoding_of_any_model(self):
     titles = [f'the {c} {t}' for c in ('red', 'blue') for t in ('tent', 'stove', 'rope', 'saw')]
