@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from recjax import run_files
@@ -32,14 +32,16 @@ def settings(group: ConfigDict, seed: int) -> ConfigDict:
 
 
 def train(work: Workdir, cfg: ConfigDict, n: int, split: Split,
-          judge: Callable) -> dict[str, Any]:
+          judge: Callable, begin: PyTree | None = None) -> dict[str, Any]:
   """Trains one model over `n` items into `work.folder`.
 
   cfg: as from `settings`. split: whose training part is learned from. judge: as `sequential.fit`
-  takes it. -> counts
+  takes it. begin: parameters of an earlier one, over the first of the items, that it goes on from.
+  -> counts
   """
   sequential.check(cfg, n)
-  best, scores, epochs = sequential.fit(work, cfg, n, split, judge)
+  begin = None if begin is None else jax.tree.map(lambda x: x[None], begin)
+  best, scores, epochs = sequential.fit(work, cfg, n, split, judge, starts=(begin, begin))
   sequential.save(work.folder / 'model.npz', jax.tree.map(lambda x: x[0], best))
   write_json(work.folder / FACTS, {'config': cfg.to_dict()})
   return {'best_epoch': int(epochs[0]), 'valid_NDCG@10': round(float(scores[0]), 4)}

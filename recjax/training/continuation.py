@@ -5,32 +5,41 @@
 anew; epochs and learning rate are shares of those of a training from nothing.
 """
 import dataclasses
+import functools
+import operator
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax.data import loading, update
 from recjax.data.dataset import Catalog, Dataset, Interactions
-from recjax.data.splits import Cases
+from recjax.data.splits import Cases, Split, make_split
 from recjax.errors import ConfigError, WorkdirError
 from recjax.file_io import write_json
 from recjax.run_files import need_json, read_json
-from recjax.training.workdir import Workdir, find_stage, fingerprint, saved_config
+from recjax.training.workdir import DONE, Workdir, find_stage, fingerprint, saved_config
 
-STAGES = {'sequential': 'train', 'bigrec': 'tune'}  # of methods that go on, the stage that trains
-FACTS = 'start.json'  # in the folder of that stage: what it went on from
+# Of methods that go on, the stages that train; the last one of a run holds its weights.
+STAGES = {'sequential': ('train',), 'bigrec': ('tune',), 'betag': ('tune',), 'reclm': ('tune',),
+          'etegrec': ('train', 'finetune'), 'llmemb': ('rat-{rat.variant}',)}
+LLM_WEIGHTS = ('adapter_model.safetensors', 'model.safetensors', 'model.safetensors.index.json',
+               'rows.npz', 'ret.npz')
+FACTS = 'start.json'  # in the folder of the first of them: what it went on from
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
   """A finished run that another goes on from.
 
-  workdir: its folder. config: its settings. folder: of its stage that trains. data: what it was
-  trained on. fingerprint: hash of its weights.
+  workdir: its folder. config: its settings. folder: of its last stage that trains. data: what it
+  was trained on. fingerprint: hash of its weights.
   """
   workdir: pathlib.Path
   config: ConfigDict
@@ -87,7 +96,7 @@ def open_start(cfg: ConfigDict, catalog: Catalog, weights: Iterable[str]) -> Sta
   if config.method != cfg.method:
     raise ConfigError(f'start.run={str(workdir)!r} is a run of {config.method}, and this is one of '
                       f'{cfg.method}; name a run of {cfg.method}')
-  folder = find_stage(workdir, STAGES[cfg.method])
+  folder = last_stage(workdir, config)
   results = need_json(find_stage(workdir, 'evaluate') / 'results.json')
   data = loading.load_unchanged(config, results['data_fingerprint'], workdir)
   update.check_continuation(catalog.ids, data.catalog, cfg.data, workdir)
@@ -97,19 +106,113 @@ def open_start(cfg: ConfigDict, catalog: Catalog, weights: Iterable[str]) -> Sta
   return Start(workdir, config, folder, data, fingerprint(made))
 
 
+def last_stage(workdir: pathlib.Path, config: ConfigDict) -> pathlib.Path:
+  """The folder of the last stage of a finished run that trains.
+
+  workdir: of the run. config: its settings. Raises WorkdirError where the first one is not
+  finished.
+  """
+  first, *later = (name.format(**config) for name in STAGES[config.method])
+  folder = find_stage(workdir, first)
+  for name in later:
+    try:
+      folder = find_stage(workdir, name)
+    except WorkdirError:  # the run has no such stage
+      continue
+  return folder
+
+
 def same_settings(start: Start, cfg: ConfigDict, group: str, free: Collection[str] = ()) -> None:
   """Raises ConfigError, which names the setting and both values, where the weights of a run do not
   fit the model of a config.
 
-  start: the run. cfg: of the new one. group: of settings that must be the same. free: those of the
-  group that may differ.
+  start: the run. cfg: of the new one. group: of settings that must be the same, 'a.b' for a group
+  within one, or a single setting. free: those of the group that may differ.
   """
-  old, new = (c[group].to_dict() for c in (start.config, cfg))
-  for name in sorted((old.keys() | new.keys()) - set(free)):
+  old, new = (_settings(c, group) for c in (start.config, cfg))
+  for name in sorted((old.keys() | new.keys()) - {f'{group}.{n}' for n in free}):
     if _plain(old.get(name)) != _plain(new.get(name)):
       raise ConfigError(
-          f'{group}.{name} is {new.get(name)!r} here and {old.get(name)!r} in {start.workdir}, '
+          f'{name} is {new.get(name)!r} here and {old.get(name)!r} in {start.workdir}, '
           'whose weights then do not fit; give the same value, or leave --from out and train anew')
+
+
+def _settings(cfg: ConfigDict, group: str) -> dict[str, Any]:
+  value = functools.reduce(operator.getitem, group.split('.'), cfg)
+  if not isinstance(value, ConfigDict):
+    return {group: value}
+  return {f'{group}.{name}': x for name, x in value.to_dict().items()}
+
+
+def open_llm_start(cfg: ConfigDict, catalog: Catalog, mode: str = 'lora') -> Start | None:
+  """`open_start` of a method that tunes an LLM.
+
+  cfg: the run's config. catalog: the items of its data. mode: 'lora' or 'full', what is tuned.
+  Raises what `open_start` does, and ConfigError for another adapter or other weights under it.
+  """
+  start = open_start(cfg, catalog, LLM_WEIGHTS)
+  if start:
+    same_llm(start, cfg, mode)
+  return start
+
+
+def same_llm(start: Start, cfg: ConfigDict, mode: str = 'lora') -> None:
+  """Raises ConfigError where the LLM of a run, or the adapter on it, is not that of a config.
+
+  start: the run. cfg: of the new one. mode: 'lora' or 'full', what is tuned.
+  """
+  same_settings(start, cfg, 'llm', free=('weights', 'dtype', 'remat'))
+  if mode == 'lora':
+    same_settings(start, cfg, 'lora')
+  same_weights(start, cfg, 'llm.weights')
+
+
+def same_weights(start: Start, cfg: ConfigDict, key: str) -> None:
+  """Raises ConfigError where a setting names other weights than in the run, wherever they stand.
+
+  start: the run. cfg: of the new one. key: of the setting, 'tiny' or a path.
+  """
+  old, new = (_settings(c, key)[key] for c in (start.config, cfg))
+  if old != new and 'tiny' in (old, new) or 'tiny' not in (old, new) and (
+      fingerprint(pathlib.Path(old)) != fingerprint(pathlib.Path(new))):
+    raise ConfigError(f'{key} is {new!r} here and {old!r} in {start.workdir}, which are other '
+                      'weights; name the same model, or leave --from out and train anew')
+
+
+def same_seeds(start: Start, cfg: ConfigDict) -> None:
+  """Raises ConfigError where a run has neither one seed nor as many as a config. start: the run.
+  cfg: of the new one."""
+  if start.config.seeds not in (1, cfg.seeds):
+    raise ConfigError(f'seeds is {cfg.seeds} here and {start.config.seeds} in {start.workdir}; a '
+                      'run goes on with as many seeds, or from a run of one seed')
+
+
+def for_seeds(params: PyTree, seeds: int) -> PyTree:
+  """Parameters of an earlier run for so many seeds, all from the one where it has one. params:
+  arrays with a leading axis of seeds."""
+  return jax.tree.map(lambda x: np.broadcast_to(x, (seeds, *x.shape[1:])), params)
+
+
+def llm_folder(cfg: ConfigDict, work: Workdir, start: Start | None,
+               fresh: Callable[[], pathlib.Path]) -> pathlib.Path:
+  """Where the LLM stands: the tiny one of the earlier run comes along with its tokenizer.
+
+  cfg: the run's config. work: the Workdir. start: the earlier run. fresh: () -> the folder for all
+  others.
+  """
+  if not start or cfg.llm.weights != 'tiny':
+    return fresh()
+  return work.stage('llm', carry_stage, find_stage(start.workdir, 'llm'))
+
+
+def carry_stage(work: Workdir, folder: pathlib.Path) -> None:
+  """A stage of a run that goes on which is that of the earlier run: a copy.
+
+  A tiny model has tokens for the titles of its day and writes new ones in pieces. work: the
+  Workdir. folder: of the earlier stage.
+  """
+  shutil.copytree(folder, work.folder, dirs_exist_ok=True,
+                  ignore=shutil.ignore_patterns(DONE, '.*'))
 
 
 def _plain(value: Any) -> Any:
@@ -147,6 +250,18 @@ def keep_facts(work: Workdir, start: Start, catalog: Catalog, valid: int, test: 
   write_json(work.folder / FACTS, {
       'run': str(start.workdir), 'weights': start.fingerprint, 'said': said,
       'items_known': len(start.data.catalog), 'valid_learned': valid, 'test_learned': test})
+
+
+def keep_split_facts(work: Workdir, start: Start, dataset: Dataset, split: Split) -> None:
+  """`keep_facts` of a method that learns from the training part of the data set's split.
+
+  work: the Workdir. start: the earlier run. dataset: the data set. split: of it.
+  """
+  old = make_split(start.data)
+  keep_facts(
+      work, start, dataset.catalog,
+      valid=learned_before(old.for_choice, split.for_choice, split.valid) if split.valid else 0,
+      test=learned_before(old.train, split.train, split.test))
 
 
 def facts(folder: pathlib.Path) -> Mapping[str, Any]:

@@ -121,12 +121,13 @@ def carried_over(old: PyTree, fresh: PyTree) -> PyTree:
   """Parameters of an earlier model for a catalog that has grown. -> as `fresh`
 
   old: over the first of the items. fresh: over all of them, as drawn; rows of items that are new
-  stay. The last row of a table is the mask's, wherever that stands.
+  stay. The last row of a recommender's table is the mask's, wherever that stands; other arrays that
+  have grown have a row an item.
   """
   def put(path: tuple, was: Array, new: Array) -> Array:
-    if sharding.path_of(path) not in seqrec.ITEM_TABLES:
-      return jnp.asarray(was)
-    return new.at[:len(was) - 1].set(was[:-1]).at[-1].set(was[-1])
+    if sharding.path_of(path).split('/')[-1] in seqrec.ITEM_TABLES:
+      return new.at[:len(was) - 1].set(was[:-1]).at[-1].set(was[-1])
+    return jnp.asarray(was) if was.shape == new.shape else new.at[:len(was)].set(was)
   return jax.tree_util.tree_map_with_path(put, old, fresh)
 
 

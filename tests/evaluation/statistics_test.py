@@ -158,7 +158,8 @@ class DetectableTest(parameterized.TestCase):
     self.assertEqual((one['detectable'], one['power']), ({'a>b': {'HR@10': None}}, ''))
     rows = {'a': {'HR@10': [1., 0., 1., 0.]}, 'b': {'HR@10': [1., 1., 0., 0.]}}
     said = statistics.summarize(rows, 0)['power']
-    self.assertIn('a true difference in HR@10 of 1.1437 (median of the pairs', said)  # sd .816497 / 2
+    # The standard error is .816497 / 2.
+    self.assertIn('a true difference in HR@10 of 1.1437 (median of the pairs', said)
 
 
 class HolmTest(absltest.TestCase):

@@ -1,5 +1,7 @@
 """Runs that go on from an earlier run's weights: where they begin, what is refused."""
+import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import subprocess
@@ -10,21 +12,32 @@ from unittest import mock
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
 
+from configs import etegrec_scientific, tiger_beauty
 from recjax import experiment, file_io, recommend, run_files
 from recjax.data import dataset as dataset_lib
 from recjax.data import loading, splits
 from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import ranking
+from recjax.methods.betag import train as betag_train
 from recjax.methods.bigrec import instruction_data
 from recjax.methods.bigrec import train as bigrec_train
+from recjax.methods.etegrec import beam_ranking
+from recjax.methods.etegrec import inference as etegrec_inference
+from recjax.methods.etegrec import train as etegrec_train
+from recjax.methods.etegrec import update as etegrec_update
+from recjax.methods.llmemb import rat
+from recjax.methods.reclm import train as reclm_train
 from recjax.methods.sequential import train as stages
 from recjax.models import huggingface, seqrec
 from recjax.training import continuation, epoch_loop, sft
 from recjax.training import sequential as train
 from recjax.training import workdir as workdir_lib
+from recjax.training.workdir import find_stage
 from tests import later
 from tests.long import long
+from tests.methods import betag_test, etegrec_test, llmemb_test, reclm_test
 from tests.methods.bigrec_test import config as bigrec_config
 from tests.methods.bigrec_test import run as bigrec_run
 from tests.methods.bigrec_test import write_ring
@@ -270,10 +283,6 @@ class RunTest(parameterized.TestCase):
     cfg.start.run = str(self.run_folder)
     with self.assertRaisesRegex(ConfigError, 'of this very run'):
       experiment.train(cfg, self.run_folder / '.')
-    tiger = experiment.read_config('tiger_beauty')
-    tiger.start.run = str(self.run_folder)
-    with self.assertRaisesRegex(ConfigError, 'etegrec is trained from nothing.*sequential'):
-      experiment.train(tiger, tempfile.mkdtemp())
     other = experiment.read_config('bigrec_games')
     other.start.run = str(self.run_folder)
     with self.assertRaisesRegex(ConfigError, 'is a run of sequential, and this is one of bigrec'):
@@ -403,6 +412,286 @@ class AdapterTest(parameterized.TestCase):
         continue
       with self.assertRaisesRegex(ConfigError, said):
         bigrec_train.open_start(other, data)
+
+
+  @long
+  def test_betag_goes_on_from_its_adapter(self):
+    home = pathlib.Path(tempfile.mkdtemp())
+    cfg = betag_test.toy_config(betag_test.write_toy(home / 'toy'))
+    betag_test.run(cfg, home / 'old')
+    tuned = find_stage(home / 'old', 'tune')
+    new = [{'item_id': 'new', 'title': 'Grey bowl', 'tags': ['grey', 'bowl']}]
+    cfg.data = later.write(cfg.data, str(home / 'later'), new)
+    cfg.start.run, cfg.start.epochs_share = str(home / 'old'), 0.5
+    begin, shape = first_tree(betag_train, lambda: betag_test.run(cfg, home / 'new'))
+    jax.tree.map(np.testing.assert_array_equal, begin, huggingface.load_adapter(tuned, shape))
+    self.assertTrue(any(np.asarray(x).any() for x in jax.tree.leaves(begin)))
+    betag_test.run(cfg, home / 'new')
+    results = run_files.read_json(home / 'new' / 'results.json')
+    self.assertRegex(results['started']['said'], r'1 begin untrained$')  # nothing learned is asked
+    self.assertIn('new', run_files.read_json(find_stage(home / 'new', 'evaluate') / 'tags.json'))
+    cfg.lora.rank = 2 * cfg.lora.rank
+    with self.assertRaisesRegex(ConfigError, 'lora.rank is .* here and'):
+      betag_test.run(cfg, home / 'other')
+
+  @parameterized.parameters('cgen', 'ret', 'full')
+  @long
+  def test_reclm_goes_on_from_what_it_has_tuned(self, kind):
+    home = pathlib.Path(tempfile.mkdtemp())
+    cfg = reclm_test.config(
+        reclm_test.write_ring(home / 'ring'), 'cgen' if kind == 'full' else kind,
+        train={'mode': 'full' if kind == 'full' else 'lora'}, eval={'rounds': 0})
+    reclm_test.run(cfg, home / 'old')
+    tuned = find_stage(home / 'old', 'tune')
+    cfg.data = str(later.write(cfg.data, home / 'later', [
+        {'item_id': 'new', 'title': 'grey bowl', 'categories': ['goods', 'bowl']}]))
+    cfg.start.run = str(home / 'old')
+    begin, shape = first_tree(reclm_train, lambda: reclm_test.run(cfg, home / 'new'))
+    if kind == 'full':
+      jax.tree.map(np.testing.assert_array_equal, begin['params'], huggingface.load(tuned, shape))
+    else:
+      jax.tree.map(np.testing.assert_array_equal, begin['lora'],
+                   huggingface.load_adapter(tuned, shape))
+      rows = dict(np.load(tuned / 'rows.npz'))
+      for name, row in begin['rows'].items():
+        np.testing.assert_array_equal(row, rows[name])
+    if kind == 'ret':
+      old = dict(np.load(tuned / 'ret.npz'))
+      np.testing.assert_array_equal(begin['items'][:30], old['items'])
+      self.assertEqual(len(begin['items']), 31)
+      np.testing.assert_array_equal(begin['project'][0]['kernel'], old['project/0/kernel'])
+      table = dict(np.load(find_stage(home / 'new', 'teacher') / 'model.npz'))['items']
+      np.testing.assert_array_equal(begin['items'][30], table[31])
+    reclm_test.run(cfg, home / 'new')
+    results = run_files.read_json(home / 'new' / 'results.json')
+    self.assertIn('knew 30 of 31 items; 1 begin untrained', results['started']['said'])
+    ask, _ = recommend.load(home / 'new')
+    self.assertEqual(ask([['i1', 'i2']], 1, allowed={'new'})[0], [['new']])
+    cfg.grounding = 'token'
+    with self.assertRaisesRegex(ConfigError, 'grounding=token is trained from nothing'):
+      reclm_test.run(cfg, home / 'other')
+
+
+  @parameterized.parameters('sasrec', 'bert4rec')
+  @long
+  def test_llmemb_begins_with_the_item_table_that_it_had(self, backbone):
+    room = pathlib.Path(tempfile.mkdtemp())
+    shop = llmemb_test.clusters()
+    loading.save_data(shop, room / 'data')
+    llmemb_test.random_decoder(room / 'llm', [
+        f'{t} {b} is title brand categories goods' for t, b in zip(
+            *(shop.catalog.columns[k] for k in ('title', 'brand')))])
+    cfg = llmemb_test.config(room, f'variant=full,backbone={backbone}')
+    cfg.scft.steps, cfg.train.epochs = 6, 4
+    cfg.rat.update(ids_from=3, whiten=True)
+    llmemb_test.run(cfg, room / 'old')
+    cfg.data = str(later.write(cfg.data, room / 'later', [
+        {'item_id': f'n{n}', 'title': f'odd thing {n}', 'brand': 'none'} for n in range(9)]))
+    cfg.start.run = str(room / 'old')
+    states = noted_states(lambda: llmemb_test.run(cfg, room / 'new'))
+    known = len(shop.catalog)
+    one, other = (find_stage(room / f, 'scft-tuned') / 'adapter_model.safetensors'
+                  for f in ('old', 'new'))
+    self.assertEqual(one.read_bytes(), other.read_bytes())
+    one, other = (np.load(find_stage(room / f, 'pca-tuned') / 'table.npy') for f in ('old', 'new'))
+    np.testing.assert_allclose(other[:known], one, atol=1e-5)
+    self.assertLen(other, known + 9)
+    trained = train.load(find_stage(room / 'old', 'rat-full') / 'model.npz')
+    rat_cfg = rat.settings(cfg, 'full')
+    model = train.model_config(rat_cfg, known + 9)
+    vectors = rat.adapter_inputs(rat_cfg, model, other, known + 9)
+    begin = jax.tree.map(lambda x: x[0], states[-1]['params'])
+    own = np.arange(known + 9) < known
+    whole = rat.expand_table(rat_cfg, model, begin, vectors, id_rows=own)
+    counts = np.bincount(splits.make_split(shop).train.items, minlength=known + 1)[1:]
+    rows = counts >= 3  # others have no row of their own, which `own` above gives to all
+    np.testing.assert_allclose(np.asarray(whole['items'])[1:known + 1][rows],
+                               trained['items'][0][1:known + 1][rows], atol=1e-5)
+    np.testing.assert_array_equal(whole['items'][-1], trained['items'][0][-1])
+    self.assertEqual(len(whole['items']), known + 9 + 2)
+    if backbone == 'bert4rec':
+      np.testing.assert_array_equal(whole['bias'][:known + 1], trained['bias'][0][:known + 1])
+    aim = train.load(find_stage(room / 'old', 'ids-sasrec') / 'model.npz')
+    np.testing.assert_array_equal(states[-2]['params']['items'][0][:known + 1],
+                                  aim['items'][0][:known + 1])
+    results = run_files.read_json(room / 'new' / 'results.json')
+    self.assertIn(f'knew {known} of {known + 9} items', results['started']['said'])
+    cfg.pca.dim = 24
+    with self.assertRaisesRegex(ConfigError, 'pca.dim is 24 here and 48 in'):
+      llmemb_test.run(cfg, room / 'other')
+
+
+def noted_states(call):
+  """{'params', 'opt'} that each training of whole epochs begins with, which then runs."""
+  states, fit = [], epoch_loop.fit_epochs
+
+  def noted(init, *given, **more):
+    states.append(jax.tree.map(np.asarray, jax.jit(init)()))
+    return fit(init, *given, **more)
+  with mock.patch.object(epoch_loop, 'fit_epochs', noted):
+    call()
+  return states
+
+
+def first_tree(module, call):
+  """What a method that tunes an LLM begins with, and the model's shape. module: its train module.
+  call: () -> runs it. The stages before stay in the folder."""
+  with mock.patch.object(module, 'fit', side_effect=KeyboardInterrupt) as fit, \
+      contextlib.suppress(KeyboardInterrupt):
+    call()
+  task = fit.call_args.args[0]
+  return task.start, task.shape[0]
+
+
+class SemanticIdTest(parameterized.TestCase):
+
+  @parameterized.parameters('rqvae', 'rkmeans')
+  def test_new_items_get_ids_by_the_old_tokenizer_and_the_rest_stays(self, kind):
+    cfg = self.config('tiger')
+    cfg.vectors.unit = kind == 'rqvae'
+    cfg.semantic_ids.kind = kind
+    old, new, states = self.go_on(cfg)
+    before, after = (np.load(find_stage(f, 'tokenizer') / 'codes.npy') for f in (old, new))
+    np.testing.assert_array_equal(after[:etegrec_test.ITEMS], before)
+    vectors = np.load(find_stage(new, 'vectors') / 'vectors.npy')[etegrec_test.ITEMS:]
+    tokenizer = find_stage(old, 'tokenizer')
+    codes = (plain_codes(dict(np.load(tokenizer / 'tokenizer.npz')), vectors) if kind == 'rqvae'
+             else nearest(np.load(tokenizer / 'codebooks.npy'), vectors, unit=True))
+    taken = set(map(tuple, before.tolist()))
+    for row, found in zip(codes, after[etegrec_test.ITEMS:].tolist(), strict=True):
+      suffix = next(n for n in range(9) if (*row, n) not in taken)
+      self.assertEqual(tuple(found), (*row, suffix))
+      taken.add(tuple(found))
+    # The companion that gives vectors goes on too.
+    table = dict(np.load(find_stage(old, 'vectors') / 'model.npz'))['items']
+    np.testing.assert_array_equal(states[0]['params']['items'][0][:etegrec_test.ITEMS + 1],
+                                  table[:etegrec_test.ITEMS + 1])
+    self.check_begin(old, states[1], after)
+
+  @long
+  def test_etegrec_keeps_ids_and_tokenizer_of_every_seed(self):
+    cfg = self.config('etegrec')
+    cfg.seeds = 2
+    old, new, states = self.go_on(cfg)
+    trained = dict(np.load(find_stage(old, 'finetune') / 'model.npz'))
+    begin = states[1]['params']
+    np.testing.assert_array_equal(begin['table'][:, :etegrec_test.ITEMS + 1], trained['table'])
+    for name, value in begin['id']['encoder']['0'].items():
+      np.testing.assert_array_equal(value, trained[f'id/encoder/0/{name}'])
+    for seed in range(2):
+      self.assertLen(np.unique(begin['table'][seed], axis=0), etegrec_test.ITEMS + 3 + 1)
+    scores = run_files.read_json(find_stage(old, 'finetune') / 'valid.json')['NDCG@10']
+    np.testing.assert_array_equal(np.load(find_stage(new, 'tokenizer') / 'codes.npy'),
+                                  begin['table'][int(np.argmax(scores))][1:])
+    results = run_files.read_json(new / 'results.json')
+    self.assertIn('knew 24 of 27 items; 3 begin untrained', results['started']['said'])
+    self.assertNotIn('learned', results['started']['said'])
+
+  def test_what_does_not_fit_is_named(self):
+    cfg = self.config('tiger')
+    etegrec_test.run(cfg, self.old, 1)
+    cfg = self.later(cfg)
+    catalog = loading.load_for_config(cfg).catalog
+    self.assertIsNotNone(etegrec_train.open_start(cfg, catalog))
+    for name, value, said in (
+        ('model.width', 32, 'model.width is 32 here and 16 in'),
+        ('semantic_ids.size', 16, 'semantic_ids.size is 16 here and 8 in'),
+        ('variant', 'etegrec', "variant is 'etegrec' here and 'tiger' in"),
+        ('vectors.source', 'text', "vectors.source is 'text' here and 'train' in"),
+        ('vectors.model.width', 4, 'vectors.model.width is 4 here and 8 in'),
+        ('vectors.unit', True, 'vectors.unit is True here and False in'),
+        ('semantic_ids.steps', 7, ''), ('model.dropout', .3, ''), ('model.max_history', 3, '')):
+      other = cfg.copy_and_resolve_references()
+      experiment.changed(other, {name: value})
+      if not said:
+        self.assertIsNotNone(etegrec_train.open_start(other, catalog), name)
+        continue
+      with self.assertRaisesRegex(ConfigError, said):
+        etegrec_train.open_start(other, catalog)
+
+  def test_an_index_file_must_keep_the_codes_of_old_items(self):
+    old, new = np.array([[0, 1], [2, 0]]), np.array([[0, 1], [1, 0], [3, 3]])
+    with self.assertRaisesRegex(DataError, "'b' other codes than the earlier run"):
+      etegrec_update.check_kept('x.json', ['a', 'b', 'c'], old, new)
+    etegrec_update.check_kept('x.json', ['a', 'b', 'c'], old[:1], new)
+    with self.assertRaisesRegex(DataError, 'gives 3 codes an item, the earlier run had 2'):
+      etegrec_update.check_kept('x.json', ['a'], old, np.zeros((3, 3)))
+
+  def setUp(self):
+    super().setUp()
+    home = pathlib.Path(self.create_tempdir().full_path)
+    self.home, self.old, self.new = home, home / 'old', home / 'new'
+
+  def config(self, way):
+    made = tiger_beauty if way == 'tiger' else etegrec_scientific
+    cfg = etegrec_test.small(made.get_config('fusion=none'),
+                             etegrec_test.shop_folder(self.create_tempdir()))
+    cfg.vectors.train.epochs, cfg.semantic_ids.steps, cfg.train.epochs = 2, 40, 2
+    if way == 'etegrec':
+      cfg.finetune.epochs = 1
+    return cfg
+
+  def later(self, cfg):
+    """The config of a run on a later shop: three new items, and a purchase more of everybody."""
+    cfg = cfg.copy_and_resolve_references()
+    folder = self.home / 'later'
+    folder.mkdir(exist_ok=True)
+    source = pathlib.Path(cfg.data)
+    new = [{'item_id': f'n{n}', 'title': f'Trays shade{n}', 'categories': ['Shop', 'Trays']}
+           for n in range(3)]
+    (folder / 'items.jsonl').write_text((source / 'items.jsonl').read_text() + ''.join(
+        json.dumps(row) + '\n' for row in new))
+    rows = map(json.loads, (source / 'sequences.jsonl').read_text().splitlines())
+    (folder / 'sequences.jsonl').write_text(''.join(
+        json.dumps({**row, 'items': [*row['items'], f'n{n % 3}']}) + '\n'
+        for n, row in enumerate(rows)))
+    cfg.data, cfg.start.run = str(folder), str(self.old)
+    return cfg
+
+  def go_on(self, cfg):
+    """A run, and one that goes on from it. -> their folders, what its trainings begin with"""
+    etegrec_test.run(cfg, self.old, 1)
+    cfg = self.later(cfg)
+    states = noted_states(lambda: etegrec_test.run(cfg, self.new, 1))
+    ask, _ = recommend.load(self.new)
+    items, _ = ask([['i3', 'n1']], 5, allowed={'n0', 'n1', 'n2', 'i9'})
+    self.assertCountEqual(items[0], ['n0', 'n2', 'i9'])
+    return self.old, self.new, states
+
+  def check_begin(self, old, state, table):
+    """Scores of old items are those of the old model, however the table has grown."""
+    config, _, cfg, params = etegrec_inference.open_run(old)
+    begin = jax.tree.map(lambda x: x[0], state['params'])
+    np.testing.assert_array_equal(begin['table'][1:], table)
+    histories, decode = [np.array([3, 4]), np.array([9])], ConfigDict({'beams': 6, 'batch': 2})
+    want, found = (beam_ranking.rank_items(
+        cfg, p['rec'], p['table'], histories, config.model.max_history, decode,
+        allowed=allowed) for p, allowed in (
+            (params, None), (begin, np.arange(len(table)) < etegrec_test.ITEMS)))
+    np.testing.assert_array_equal(found[0], want[0])
+    np.testing.assert_allclose(found[1], want[1], atol=1e-5)
+    for leaf in jax.tree.leaves(state['opt']):
+      self.assertFalse(leaf.any())
+
+
+def plain_codes(tensors, x):
+  """Codes of an RQ-VAE's tensors, in plain numpy."""
+  layers = sum(name.startswith('encoder/') and name.endswith('/w') for name in tensors)
+  for n in range(layers):
+    x = x @ tensors[f'encoder/{n}/w'] + tensors[f'encoder/{n}/b']
+    x = np.maximum(x, 0) if n + 1 < layers else x
+  return nearest(tensors['codebooks'], x)
+
+
+def nearest(codebooks, x, unit=False):
+  """Codes by the nearest center of what the levels before left over."""
+  codes, rest = [], x.astype(np.float64)
+  for centers in codebooks.astype(np.float64):
+    if unit:
+      rest = rest / np.linalg.norm(rest, axis=1, keepdims=True)
+    codes.append(((rest[:, None] - centers[None]) ** 2).sum(-1).argmin(1))
+    rest = rest - centers[codes[-1]]
+  return np.stack(codes, 1).tolist()
 
 
 if __name__ == '__main__':

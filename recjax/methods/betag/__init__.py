@@ -34,7 +34,7 @@ from recjax.methods.betag import (
   sasrec,
 )
 from recjax.methods.betag import train as train_lib
-from recjax.training import llm_loading
+from recjax.training import continuation, llm_loading
 from recjax.training.workdir import Workdir
 
 
@@ -44,13 +44,16 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   dataset = load_for_config(cfg)
   work.log(f'{dataset.name}: {len(dataset.catalog):,} items, {len(dataset.interactions):,} users, '
            f'{len(dataset.interactions.items):,} interactions')
+  start, used = continuation.open_llm_start(cfg, dataset.catalog), continuation.shortened(cfg)
+  if start:
+    work.log(f'{start.said(dataset.catalog)}; {used.train.epochs} epochs at {used.optim.lr:g}')
   base_dir = work.stage('base-tags', base_tags.stage, base_tags.settings(cfg), dataset,
                         alone=cfg.tags.source == 'api')
-  llm_dir = llm_loading.folder(
+  llm_dir = continuation.llm_folder(cfg, work, start, lambda: llm_loading.folder(
       cfg, work, prompts.MESSAGES, lambda: base_tags.documents(dataset, base_dir, cfg.seed),
-      dataset, base_dir)
-  adapter_dir = work.stage('tune', train_lib.stage, train_lib.settings(cfg), dataset, base_dir,
-                           llm_dir)
+      dataset, base_dir))
+  adapter_dir = work.stage('tune', train_lib.stage, train_lib.settings(used), dataset, base_dir,
+                           llm_dir, *filter(None, [start]))
   generated_dir = work.stage('generate', generate.stage, generate.settings(cfg), base_dir, llm_dir,
                              adapter_dir, shared=True)
   tag_rows_dir = work.stage('parse', generate.parse, generate.parsing(cfg), generated_dir)

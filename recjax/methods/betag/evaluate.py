@@ -14,8 +14,8 @@ from recjax.evaluation import results as results_lib
 from recjax.file_io import write_json
 from recjax.methods.betag import base_tags, prompts
 from recjax.retrieval import bm25
-from recjax.training import auxiliary_recommender
-from recjax.training.workdir import Workdir
+from recjax.training import auxiliary_recommender, continuation
+from recjax.training.workdir import Workdir, find_stage
 
 REDUCERS = ('union', 'sum', 'last')
 
@@ -55,7 +55,7 @@ def stage(work: Workdir, run_cfg: ConfigDict, dataset: Dataset, base: pathlib.Pa
   best = candidates['betags'][chosen['betags']['option']]
   results_lib.save(work.folder, dataset, split, 'betags', ranks | others, (items, scores),
                ranking.protocol(n, split.protocol, cfg.mask_history), [seed], chosen=chosen,
-               **facts)
+               **facts, **continuation.facts(find_stage(work.path, 'tune')))
   save_tags(work.folder, dataset, best)
   return {'users': len(split.test.targets), **{f'{r} HR@10': round(float((x < 10).mean()), 4)
                                                for r, x in ranks.items()}}

@@ -10,7 +10,7 @@ from recjax.data.dataset import Dataset
 from recjax.methods.betag import base_tags, prompts, train
 from recjax.models import layers, llm, lora
 from recjax.text import keywords
-from recjax.training import cost_model, cpu_cost, llm_loading
+from recjax.training import continuation, cost_model, cpu_cost, llm_loading
 
 CHAT = 16  # tokens that a chat template puts around the messages of the prefix, typical
 
@@ -24,6 +24,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   Line lengths are taken as typical (24 tokens an item); the run itself counts the real ones. cfg:
   the run's config. dataset: the data set.
   """
+  cfg = continuation.shortened(cfg)
   shape = llm_loading.shape_of(cfg, lora_rank=cfg.lora.rank)
   items, users = len(dataset.catalog), len(dataset.interactions)
   length = min(cfg.train.max_seq_len, len(dataset.interactions.items) / users)

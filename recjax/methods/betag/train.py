@@ -19,11 +19,12 @@ from recjax.data.formats import betag as files
 from recjax.distributed.multihost import to_host
 from recjax.distributed.sharding import num_batch_shards
 from recjax.errors import DataError
-from recjax.methods.betag import prompts
+from recjax.methods.betag import base_tags, prompts
 from recjax.models import huggingface, layers, llm, lora
 from recjax.text import chat_template, packing
 from recjax.text.tokenizer import Tokenizer
-from recjax.training import llm_loading, loop, microbatch
+from recjax.training import continuation, llm_loading, loop, microbatch
+from recjax.training.continuation import Start
 from recjax.training.loop import Task, fit
 from recjax.training.losses import lm
 from recjax.training.workdir import Workdir
@@ -38,12 +39,14 @@ def settings(cfg: ConfigDict) -> FrozenConfigDict:
 
 
 def stage(work: Workdir, cfg: FrozenConfigDict, dataset: Dataset, base: pathlib.Path,
-          folder: pathlib.Path) -> dict[str, Any]:
+          folder: pathlib.Path, start: Start | None = None) -> dict[str, Any]:
   """Trains the adapter into `work.folder`, in PEFT's format.
 
-  cfg: of `settings`. dataset: the data set. base: folder of the stage 'base-tags'. -> counts
+  cfg: of `settings`. dataset: the data set. base: folder of the stage 'base-tags'. folder: of the
+  LLM. start: the run whose adapter it goes on from. -> counts
   """
-  del dataset  # decides the result through the base-tags stage
+  if start:
+    continuation.keep_split_facts(work, start, dataset, base_tags.split_of(dataset))
   model, params, tokenizer = llm_loading.load(folder, cfg.llm, work.mesh, lora_rank=cfg.lora.rank,
                                            lora_alpha=float(cfg.lora.alpha))
   sequences, _, _ = files.read_sequences(base / 'inters.train.json')
@@ -51,6 +54,7 @@ def stage(work: Workdir, cfg: FrozenConfigDict, dataset: Dataset, base: pathlib.
   batches = SampleBatches(tokenizer, sequences, tags, cfg, work.mesh)
   steps = len(batches)
   task = Task(init=lambda key: lora.init_lora(model.cfg, key),
+              start=huggingface.load_adapter(start.folder, model.cfg) if start else None,
               loss=functools.partial(sample_loss, model, batches.prefix),
               split=microbatch.accumulate_sums(functools.partial(loss_sums, model, batches.prefix)),
               shape=(model.cfg, len(batches.prefix)), batches=batches, frozen=params,

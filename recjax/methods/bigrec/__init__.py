@@ -37,7 +37,7 @@ from recjax.methods.bigrec import (
 )
 from recjax.text import tokenizer
 from recjax.training import continuation, llm_loading
-from recjax.training.workdir import Workdir, find_stage
+from recjax.training.workdir import Workdir
 
 VARIANTS = ('ground', 'decode')
 
@@ -53,10 +53,8 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   start, used = train.open_start(cfg, data), continuation.shortened(cfg)
   if start:
     work.log(f'{start.said(data.catalog)}; {used.train.epochs} epochs at {used.optim.lr:g}')
-  if start and cfg.llm.weights == 'tiny':
-    llm = work.stage('llm', train.carry_llm, start, find_stage(start.workdir, 'llm'))
-  else:
-    llm = llm_loading.folder(cfg, work, opening, lambda: texts, data)
+  llm = continuation.llm_folder(
+    cfg, work, start, lambda: llm_loading.folder(cfg, work, opening, lambda: texts, data))
   data = instruction_data.respell(data, tokenizer.load(llm), template)
   if respelled := data.notes.get('titles_as_the_tokenizer_spells_them'):
     work.log(f'{respelled:,} titles are read and written as the tokenizer spells them')

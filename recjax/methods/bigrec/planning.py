@@ -11,7 +11,7 @@ from recjax.data import windows
 from recjax.data.dataset import Dataset
 from recjax.methods.bigrec import instruction_data, prompts
 from recjax.models import layers, llm, lora
-from recjax.training import cost_model, cpu_cost, llm_loading
+from recjax.training import continuation, cost_model, cpu_cost, llm_loading
 
 LONGEST = 0.9  # quantile of the tokens of titles at which a batch of searches is done, about
 
@@ -24,6 +24,7 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   Titles are taken as typical (14 tokens); the run itself counts the real ones. cfg: the run's
   config. dataset: the data set.
   """
+  cfg = continuation.shortened(cfg)
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users, _ = windows.target_positions(np.maximum(dataset.interactions.lengths() - 2, 0),

@@ -1,7 +1,6 @@
 """Supervised fine-tuning on prompts and titles: LoRA (BIGRec) or all weights (D3)."""
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from recjax.models import huggingface, llm
 from recjax.text.tokenizer import Tokenizer
 from recjax.training import continuation, llm_loading, sft, tiny_llm
 from recjax.training.continuation import Start
-from recjax.training.workdir import DONE, Workdir, fingerprint
+from recjax.training.workdir import Workdir
 
 MODES = ('lora', 'full')
 
@@ -58,33 +57,13 @@ def documents(template: Template, noun: str, titles: list[str], seed: int, walks
 def open_start(cfg: ConfigDict, data: Data) -> Start | None:
   """The run that a config goes on from, None where it begins from nothing.
 
-  cfg: the run's config. data: the Data. Raises what `continuation.open_start` does, and ConfigError
-  for another adapter or other weights under it.
+  cfg: the run's config. data: the Data. Raises what `continuation.open_llm_start` does, and
+  ConfigError where one run tunes all weights and the other an adapter.
   """
-  start = continuation.open_start(cfg, data.catalog, (
-      'adapter_model.safetensors', 'model.safetensors', 'model.safetensors.index.json'))
+  start = continuation.open_llm_start(cfg, data.catalog, cfg.train.mode)
   if start:
-    continuation.same_settings(start, cfg, 'train', free=set(cfg.train.keys()) - {'mode'})
-    continuation.same_settings(start, cfg, 'llm', free=('weights', 'dtype', 'remat'))
-    if cfg.train.mode == 'lora':
-      continuation.same_settings(start, cfg, 'lora')
-    old, new = start.config.llm.weights, cfg.llm.weights
-    if old != new and 'tiny' in (old, new) or 'tiny' not in (old, new) and (
-        fingerprint(pathlib.Path(old)) != fingerprint(pathlib.Path(new))):
-      raise ConfigError(f'llm.weights is {new!r} here and {old!r} in {start.workdir}, which are '
-                        'other weights; name the same model, or leave --from out and train anew')
+    continuation.same_settings(start, cfg, 'train.mode')
   return start
-
-
-def carry_llm(work: Workdir, start: Start, folder: pathlib.Path) -> None:
-  """The stage `llm` of a run that goes on: the tiny model of the earlier run, which has tokens for
-  the titles of that day and writes new ones in pieces.
-
-  work: the Workdir. start: the earlier run. folder: of its model.
-  """
-  del start
-  shutil.copytree(folder, work.folder, dirs_exist_ok=True,
-                  ignore=shutil.ignore_patterns(DONE, '.*'))
 
 
 def stage(work: Workdir, cfg: ConfigDict, data: Data, folder: pathlib.Path,

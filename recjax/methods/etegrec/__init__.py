@@ -31,6 +31,7 @@ from recjax.methods.etegrec import (
   report,
   tokenization,
   train,
+  update,
 )
 from recjax.training.workdir import Workdir
 
@@ -40,14 +41,21 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   train.check(cfg)
   dataset = load_for_config(cfg)
   work.log(dataset.summary)
-  vectors_dir = work.stage('vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset)
-  ids_dir = work.stage('tokenizer', tokenization.stage, tokenization.settings(cfg), vectors_dir,
-                       dataset.catalog.ids)
+  start = train.open_start(cfg, dataset.catalog)
+  cfg, began = train.shortened(cfg), [start] if start else []
+  if start:
+    work.log(f'{start.said(dataset.catalog)}; {cfg.train.epochs} epochs at {cfg.optim.lr:g}')
+  vectors_dir = work.stage(
+    'vectors', item_embeddings.stage, item_embeddings.settings(cfg), dataset, *began)
+  ids_dir = work.stage(
+    'tokenizer', update.carry_ids if start else tokenization.stage, tokenization.settings(cfg),
+    vectors_dir, dataset.catalog.ids, *began)
   interests_dir = None
   if cfg.fusion != 'none':
     interests_dir = interests.make(cfg, work, dataset)
   model_dir = work.stage(
-    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir)
+    'train', train.stage, train.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir,
+    *began)
   if cfg.finetune.epochs:
     model_dir = work.stage(
       'finetune', train.finetune, train.finetune_settings(cfg), dataset, vectors_dir, ids_dir,

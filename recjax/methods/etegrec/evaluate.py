@@ -10,8 +10,8 @@ from recjax.data.dataset import Dataset
 from recjax.evaluation import beside, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.etegrec import beam_ranking, item_embeddings, train
-from recjax.training import auxiliary_recommender, sharded_stage
-from recjax.training.workdir import Workdir
+from recjax.training import auxiliary_recommender, continuation, sharded_stage
+from recjax.training.workdir import Workdir, find_stage
 
 MAX_SWAPPED_USERS = 2000  # users at most whose interests are taken away, or given to others
 PIECE_USERS = 2048    # users whose lists a kill may cost
@@ -68,7 +68,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
       ranking.protocol(num_items, data.split.protocol, mask_history),
       range(cfg.seed, cfg.seed + cfg.seeds),
       tuple(k for k in (1, 5, 10, 20) if k <= min(cfg.decode.beams, num_items)), **extra_results,
-      **facts)
+      **facts, **continuation.facts(find_stage(work.path, 'train')))
   return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)
                                   for m in results_lib.CLOSING},
           'invalid_rate_of_free_beams': f'{extra_results["free"]["invalid_rate"]:.2%}'}

@@ -1,5 +1,6 @@
 """Item vectors that the tokenizer reads: of a SASRec, of a text encoder, or of a file."""
 import pathlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from ml_collections import ConfigDict
 from recjax import base_config, run_files
 from recjax.data import splits
 from recjax.data.dataset import Dataset, item_texts
-from recjax.errors import ConfigError, DataError
+from recjax.errors import ConfigError, DataError, WorkdirError
 from recjax.evaluation import ranking
 from recjax.models import semantic_ids
 from recjax.training import auxiliary_recommender, sequential, text_embedding
-from recjax.training.workdir import Workdir
+from recjax.training.continuation import Start
+from recjax.training.workdir import Workdir, find_stage
 
-SOURCES = ('train', 'text')
+SOURCES = ('train', 'text')  # besides a .npy file and the folder of a `sequential` run
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
@@ -26,12 +28,23 @@ def settings(cfg: ConfigDict) -> ConfigDict:
   return ConfigDict({'vectors': {k: cfg.vectors[k] for k in ('source', 'encoder', 'unit')}})
 
 
-def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Writes vectors.npy, (N, d) float32, row i - 1 of item i. cfg: as `settings`. work: of the
-  stage. dataset: of the run. -> counts"""
+def kind_of_source(source: str) -> str:
+  """'train', 'text', 'file' or 'run'. source: the setting `vectors.source`."""
+  return source if source in SOURCES else 'file' if source.endswith('.npy') else 'run'
+
+
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, start: Start | None = None) -> dict:
+  """Writes vectors.npy, (N, d) float32, row i - 1 of item i.
+
+  cfg: as `settings`. work: of the stage. dataset: of the run. start: the earlier run that this one
+  goes on from; its scale stays, and so do its vectors of texts. -> counts
+  """
   source_cfg, num_items, counts = cfg.vectors, len(dataset.catalog), {}
+  old_dir = find_stage(start.workdir, 'vectors') if start else None
+  known = len(start.data.catalog) if start and source_cfg.source == 'text' else 0
   if source_cfg.source == 'text':
-    vectors = from_text(work, item_texts(dataset.catalog), source_cfg.encoder)
+    texts = item_texts(dataset.catalog)[known:]
+    vectors = from_text(work, texts, source_cfg.encoder) if texts else read(old_dir)[:0]
   elif source_cfg.source == 'train':
     recommender_cfg, split = (
       auxiliary_recommender.settings(source_cfg, cfg.seed),
@@ -41,7 +54,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
       work, recommender_cfg, num_items, split,
       ranking.validator(
         lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
-        recommender_cfg.train.valid_users))
+        recommender_cfg.train.valid_users),
+      sequential.load(old_dir / 'model.npz') if old_dir else None)
     vectors = sequential.load(work.folder / 'model.npz')['items'][1 : num_items + 1]
   elif source_cfg.source.endswith('.npy'):
     vectors = from_file(source_cfg.source, num_items)
@@ -49,12 +63,27 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
     counts = auxiliary_recommender.adopt(work, source_cfg.source, dataset, 'vectors.source',
                                          "a .npy file, 'train' or 'text'")
     vectors = sequential.load(work.folder / 'model.npz')['items'][1:num_items + 1]
-  vectors = semantic_ids.check_vectors(vectors)
+  if len(vectors):
+    vectors = semantic_ids.check_vectors(vectors)
   if source_cfg.unit:  # losses of the tokenizer weigh alike whatever the vectors' scale
-    np.savez(work.folder / 'scale.npz', mean=vectors.mean(0), std=max(float(vectors.std()), 1e-9))
+    if old_dir:
+      check_scale(old_dir)
+      shutil.copy(old_dir / 'scale.npz', work.folder)
+    else:
+      np.savez(work.folder / 'scale.npz', mean=vectors.mean(0), std=max(float(vectors.std()), 1e-9))
     vectors = rescale(vectors, work.folder)
+  if known:
+    vectors = np.concatenate([read(old_dir), vectors])
   np.save(work.folder / 'vectors.npy', vectors, allow_pickle=False)
   return {**counts, 'items': len(vectors), 'numbers': vectors.shape[1]}
+
+
+def check_scale(folder: Path) -> None:
+  """Raises WorkdirError where a stage did not keep the scale of its vectors. folder: of the stage.
+  """
+  if not (folder / 'scale.npz').exists():
+    raise WorkdirError(f'{folder} was made by an earlier version, which did not keep the scale of '
+                       'its vectors; run its experiment again')
 
 
 def rescale(vectors: Float[np.ndarray, 'N d'], folder: Path) -> Float[np.ndarray, 'N d']:

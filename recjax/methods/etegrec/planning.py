@@ -12,6 +12,7 @@ from recjax.training import cost_model, cpu_cost
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """What a run would take, before it runs: of the recommender's side. cfg, dataset: of the run.
   -> {name: text, or `cpu_cost.Estimate`}"""
+  cfg = train.shortened(cfg)
   step, steps, bins = train.trace_step(cfg, dataset)
   model, num_levels = cfg.model, train.num_levels(cfg)
   positions_read = sum(one_bin.history.size for one_bin in bins) * num_levels

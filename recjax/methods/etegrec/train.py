@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from recjax import run_files
 from recjax.data import splits
-from recjax.data.dataset import Dataset
+from recjax.data.dataset import Catalog, Dataset
 from recjax.distributed import multihost
 from recjax.errors import ConfigError
 from recjax.evaluation import ranking
@@ -25,14 +25,21 @@ from recjax.methods.etegrec import (
   item_embeddings,
   joint_training,
   tokenization,
+  update,
 )
 from recjax.methods.etegrec import joint_training as training
 from recjax.models import rqvae, semantic_id_t5, t5
 from recjax.models.layers import check_dtype
-from recjax.training import cost_model, epoch_loop, optim, sequential
+from recjax.training import continuation, cost_model, epoch_loop, optim, sequential
+from recjax.training.continuation import Start
 from recjax.training.workdir import Workdir
 
 VARIANTS = ('tiger', 'etegrec')
+
+# What of `semantic_ids` decides how a tokenizer is trained, and not which one it is then.
+OF_TOKENIZER_TRAINING = (
+  'sinkhorn', 'collaborative', 'diversity', 'steps', 'batch', 'eval_every', 'save_every', 'revive',
+  'lr', 'warmup', 'schedule', 'decay', 'clip', 'beta2')
 
 
 def settings(cfg: ConfigDict) -> ConfigDict:
@@ -46,6 +53,58 @@ def settings(cfg: ConfigDict) -> ConfigDict:
 def finetune_settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the finetuned models. cfg: the run's config."""
   return ConfigDict({**settings(cfg), 'finetune': cfg.finetune})
+
+
+def shortened(cfg: ConfigDict) -> ConfigDict:
+  """The config with the epochs and learning rates of a training that goes on, the same where it
+  begins from nothing.
+
+  Item vectors, the alternation and the finetuning are shortened alike; the alignment, which the
+  earlier run has warmed up, counts from the first epoch. cfg: the run's config.
+  """
+  if not cfg.start.run:
+    return cfg
+  cfg, share, factor = continuation.shortened(cfg), cfg.start.epochs_share, cfg.start.lr_factor
+  with cfg.unlocked():
+    if cfg.variant == 'etegrec':
+      cfg.train.epochs = max(cfg.train.epochs, cfg.train.cycle)
+      cfg.id_optim.lr *= factor
+      cfg.align.warm = 0
+    if cfg.finetune.epochs:
+      cfg.finetune.update(
+        epochs=max(1, round(cfg.finetune.epochs * share)), lr=cfg.finetune.lr * factor)
+    if cfg.vectors.source == 'train':
+      cfg.vectors.train.epochs = max(1, round(cfg.vectors.train.epochs * share))
+      cfg.vectors.optim.lr *= factor
+  return cfg
+
+
+def open_start(cfg: ConfigDict, catalog: Catalog) -> Start | None:
+  """The run that a config goes on from, None where it begins from nothing.
+
+  cfg: the run's config. catalog: the items of its data. Raises what `continuation.open_start`
+  does, and ConfigError for another model, tokenizer, source of vectors or number of seeds.
+  """
+  start = continuation.open_start(cfg, catalog, ['model.npz'])
+  if not start:
+    return None
+  old = start.config
+  for name in ('variant', 'fusion'):
+    continuation.same_settings(start, cfg, name)
+  continuation.same_settings(start, cfg, 'model', free=('dropout', 'max_history', 'dtype'))
+  files = all(c.semantic_ids.kind.endswith('.json') for c in (old, cfg))
+  continuation.same_settings(
+    start, cfg, 'semantic_ids', free=OF_TOKENIZER_TRAINING + ('kind',) * files)
+  kinds = [item_embeddings.kind_of_source(c.vectors.source) for c in (old, cfg)]
+  if kinds[0] != kinds[1]:
+    continuation.same_settings(start, cfg, 'vectors.source')
+  for name in ('vectors.unit', *['vectors.model'] * (kinds[0] == 'train')):
+    continuation.same_settings(start, cfg, name, free=('dropout',))
+  for name in ['vectors.encoder'] * (kinds[0] == 'text') + ['interests.encoder'] * (
+      cfg.fusion != 'none'):
+    continuation.same_settings(start, cfg, name)
+  continuation.same_seeds(start, cfg)
+  return start
 
 
 def model_config(cfg: ConfigDict, levels: int, size: int, dim: int,
@@ -198,13 +257,16 @@ def check(cfg: ConfigDict) -> None:
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,
-          interests_dir: Path | None) -> dict:
+          interests_dir: Path | None, start: Start | None = None) -> dict:
   """Trains all seeds, keeps the best epoch of each by validation NDCG@10.
 
   work: of the stage. cfg: as `settings`. dataset: of the run. vectors_dir, ids_dir, interests_dir:
-  of the stages before. -> counts
+  of the stages before. start: the run that it goes on from. -> counts
   """
   data = load_training_data(cfg, dataset, vectors_dir, ids_dir, interests_dir)
+  if start:
+    continuation.keep_split_facts(work, start, dataset, data.split)
+  begin = first_params(start, cfg, data) if start else None
   joint = data.id_cfg is not None
   id_share = 1 / cfg.train.cycle if joint else 0  # the tokenizer's part of all epochs
   tx = {'rec': optim.make(cfg.optim, max(1, int(data.steps * cfg.train.epochs * (1 - id_share))))}
@@ -219,12 +281,12 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
   work.log(f'    {count:,} rows, {data.steps:,} steps an epoch of ' + ', '.join(parts))
 
   def init() -> PyTree:
-    def init_seed(key: Array) -> PyTree:
-      params = {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
+    def init_seed(key: Array, old: PyTree) -> PyTree:
+      params = old or {**fixed_start, 'rec': semantic_id_t5.init(data.cfg, key)}
       return {
         'params': params, 'opt': {side: side_tx.init(params[side]) for side, side_tx in tx.items()}}
 
-    return jax.vmap(init_seed)(seed_keys(cfg))
+    return jax.vmap(init_seed)(seed_keys(cfg), begin)
 
   weights = (
     training.AlignmentWeights(
@@ -234,6 +296,24 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
     else (training.AlignmentWeights()))
   return fit_alternating(
     work, cfg, cfg.train, data, init, tx, weights, cfg.train.cycle if joint else 0)
+
+
+def first_params(start: Start, cfg: ConfigDict, data: TrainingData) -> PyTree:
+  """What a training that goes on begins with: {'rec', 'table', and of ETEGRec 'id'}, host arrays
+  with a leading axis of seeds.
+
+  Old items keep their IDs, new ones have those of the tokenizer; of ETEGRec each seed has its own.
+  start: the earlier run. cfg: as `settings`. data: of the run.
+  """
+  old = continuation.for_seeds(sequential.load(start.folder / 'model.npz'), cfg.seeds)
+  if data.id_cfg is None:
+    return {**old, 'table': np.broadcast_to(data.table, (cfg.seeds, *data.table.shape))}
+  new = data.x[old['table'].shape[1] - 1:]
+  tables = [
+    update.with_new_ids(start.workdir, cfg.semantic_ids, old['table'][seed], new,
+                        jax.tree.map(lambda array: array[seed], old['id']))  # noqa: B023
+    for seed in range(cfg.seeds)]
+  return {**old, 'table': np.stack(tables)}
 
 
 def finetune(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids_dir: Path,

@@ -17,6 +17,7 @@ In all files `work` is the run's Workdir, `cfg` its config or the part that a st
 takes of it, `dataset` users and items, `X_dir` the folder that stage X left, `outcome` what
 results.json holds and `row` a name of its rows. Items are indices 1..N, 0 is none.
 """
+from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -35,7 +36,8 @@ from recjax.methods.llmemb import (
   scft,
   variants,
 )
-from recjax.training.workdir import Workdir
+from recjax.training import continuation
+from recjax.training.workdir import Workdir, find_stage
 
 
 def run(cfg: ConfigDict, work: Workdir) -> None:
@@ -44,19 +46,29 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   dataset = load_for_config(cfg)
   work.log(dataset.summary)
   rat.check(cfg, len(dataset.catalog))
+  start, used = rat.open_start(cfg, dataset.catalog), continuation.shortened(cfg)
+  if start:
+    work.log(f'{start.said(dataset.catalog)}; {used.train.epochs} epochs at {used.optim.lr:g}')
+
+  def before(name: str) -> list[Path]:
+    return [find_stage(start.workdir, name)] if start else []
+
   prompts_dir = work.stage('prompts', prompts.stage, prompts.settings(cfg), dataset)
-  llm_dir = variants.llm_folder(cfg, work, prompts_dir)
+  llm_dir = variants.llm_folder(cfg, work, prompts_dir, start)
   tables = {
-    source: embeddings(cfg, work, prompts_dir, llm_dir, source)
+    source: embeddings(cfg, work, prompts_dir, llm_dir, source, before)
     for source in variants.vector_sources(cfg)}
   id_dirs = {
-    kind: work.stage(f'ids-{kind}', rat.ids_stage, rat.id_settings(cfg, kind), dataset)
+    kind: work.stage(
+      f'ids-{kind}', rat.ids_stage, rat.id_settings(used, kind), dataset, *before(f'ids-{kind}'))
     for kind in variants.id_models(cfg)}
-  rat_dirs = {
-    variant: work.stage(
-      f'rat-{variant}', rat.stage, rat.settings(cfg, variant), dataset,
-      tables[variants.vector_source(cfg, variant)], id_dirs[variants.alignment_target(cfg)])
-    for variant in variants.variants(cfg)}
+  rat_dirs = {}
+  for variant in variants.variants(cfg):
+    source = variants.vector_source(cfg, variant)
+    began = [start, *before(f'rat-{variant}'), *before(f'pca-{source}')] if start else []
+    rat_dirs[variant] = work.stage(
+      f'rat-{variant}', rat.stage, rat.settings(used, variant), dataset, tables[source],
+      id_dirs[variants.alignment_target(cfg)], *began)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, tables, id_dirs, rat_dirs)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
@@ -66,29 +78,33 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
 
 
 def embeddings(cfg: ConfigDict, work: Workdir, prompts_dir: Path, llm_dir: Path | None,
-               source: str) -> Path:
+               source: str, before: Callable[[str], list[Path]]) -> Path:
   """One table of item vectors, through its own stages.
 
   source: as `variants.vector_source` names it. cfg, work: of the run. prompts_dir, llm_dir: of its
-  stages. -> the folder that holds table.npy
+  stages. before: name of a stage -> its folder in the run that this one goes on from, [] without;
+  such a run keeps the adapter of SCFT, which knows texts and nothing that users did, and the
+  components. -> the folder that holds table.npy
   """
   if source == 'file':
     return work.stage(
-      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir)
+      'pca-file', item_embeddings.reduce_file, item_embeddings.file_settings(cfg), prompts_dir,
+      *before('pca-file'))
   if source == 'text':
     export_dir = work.stage(
       'export-text', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
       variants.text_folder(cfg), None, shared=True)
   else:
-    scft_dir = (
-      None
-      if source == 'plain'
-      else work.stage(
-        f'scft-{source}', scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir))
+    name, scft_dir = f'scft-{source}', None
+    if source != 'plain' and before(name):
+      scft_dir = work.stage(name, continuation.carry_stage, *before(name))
+    elif source != 'plain':
+      scft_dir = work.stage(name, scft.stage, scft.settings(cfg, source), prompts_dir, llm_dir)
     export_dir = work.stage(
       f'export-{source}', item_embeddings.stage, item_embeddings.settings(cfg, source), prompts_dir,
       llm_dir, scft_dir, shared=True)
-  return work.stage(f'pca-{source}', item_embeddings.reduce, cfg.pca, export_dir)
+  name = f'pca-{source}'
+  return work.stage(name, item_embeddings.reduce, cfg.pca, export_dir, *before(name))
 
 
 SHARED = ('export',)  # stages made of shards, which parts of a run divide

@@ -13,7 +13,7 @@ from recjax.evaluation import beside, metrics, ranking, sampled_ranking, statist
 from recjax.evaluation import results as results_lib
 from recjax.methods.llmemb import rat, variants
 from recjax.run_files import read_json
-from recjax.training import sequential
+from recjax.training import continuation, sequential
 from recjax.training.workdir import Workdir
 
 METRICS = ('HR@10', 'NDCG@10')
@@ -74,7 +74,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
                                      block=block, mask_history=mask_history)
   results = results_lib.save(work.folder, dataset, split, main, ranks | others, predictions,
                              ranking.protocol(num_items, split.protocol, mask_history),
-                             range(cfg.seed, cfg.seed + cfg.seeds), **extra_results, **facts)
+                             range(cfg.seed, cfg.seed + cfg.seeds), **extra_results, **facts,
+                             **continuation.facts(rat_dirs[variants.variants(cfg)[0]]))
   return {'users': results['users'], **{m: round(results['rows'][main][m]['value'], 4)
                                        for m in METRICS}}
 

@@ -107,18 +107,29 @@ def read_shards(folder: Path) -> Float[np.ndarray, 'N d']:
   return table
 
 
-def reduce(work: Workdir, cfg: ConfigDict, export_dir: Path) -> dict:
-  """Principal components of an export. cfg: the group pca. export_dir: of the export. work: of the
-  stage. -> counts"""
-  return write_reduced(work, read_shards(export_dir), cfg.dim)
+def reduce(work: Workdir, cfg: ConfigDict, export_dir: Path, old_dir: Path | None = None) -> dict:
+  """Principal components of an export.
+
+  cfg: the group pca. export_dir: of the export. work: of the stage. old_dir: this stage of the
+  earlier run that this one goes on from, whose components are kept. -> counts
+  """
+  return write_reduced(work, read_shards(export_dir), cfg.dim, old_dir)
 
 
-def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int) -> dict:
+def read_components(folder: Path) -> pca.PCA:
+  """The components that a finished stage has fitted. folder: of the stage."""
+  arrays = run_files.read_arrays(folder / 'pca.npz')
+  return pca.PCA(*(arrays[name] for name in pca.PCA._fields))
+
+
+def write_reduced(work: Workdir, table: Float[np.ndarray, 'N d'], dim: int,
+                  old_dir: Path | None = None) -> dict:
   """Writes the first `dim` components of every item, by falling variance.
 
-  table: item vectors. work: of the stage. -> counts
+  table: item vectors. work: of the stage. old_dir: whose components are kept, None to fit them.
+  -> counts
   """
-  components = pca.fit(table, dim)
+  components = read_components(old_dir) if old_dir else pca.fit(table, dim)
   write_array(work.folder / TABLE_FILE, components(table))
   write_arrays(work.folder / 'pca.npz', dict(
     mean=components.mean, components=components.components, variance=components.variance))
@@ -139,11 +150,12 @@ def file_settings(cfg: ConfigDict) -> ConfigDict:
   return ConfigDict({'file': cfg.export.file, 'dim': cfg.pca.dim})
 
 
-def reduce_file(work: Workdir, cfg: ConfigDict, prompts_dir: Path) -> dict:
+def reduce_file(work: Workdir, cfg: ConfigDict, prompts_dir: Path, old_dir: Path | None = None
+                ) -> dict:
   """The same from a file of item vectors, .npy or a published pickle. work: of the stage. cfg: as
-  `file_settings`. prompts_dir: of the stage before. -> counts"""
+  `file_settings`. prompts_dir: of the stage before. old_dir: as of `reduce`. -> counts"""
   vectors = files.read_item_vectors(cfg.file, len(prompts.read(prompts_dir)))
-  return write_reduced(work, vectors, cfg.dim)
+  return write_reduced(work, vectors, cfg.dim, old_dir)
 
 
 def read(folder: Path) -> Float[np.ndarray, 'N k']:

@@ -11,11 +11,12 @@ from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts, rat
 from recjax.methods.llmemb import variants as variants_lib
 from recjax.models import huggingface, layers, llm, lora
-from recjax.training import cost_model, cpu_cost, text_embedding
+from recjax.training import continuation, cost_model, cpu_cost, text_embedding
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """What a run would take, by hand count. cfg, dataset: of the run. -> {what: text or Estimate}"""
+  cfg = continuation.shortened(cfg)
   num_items, prompt_tokens = len(dataset.catalog), 120  # tokens of a prompt, typical
   lines: dict[str, Any] = {}
   if variants_lib.needs_llm(cfg):

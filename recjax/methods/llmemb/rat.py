@@ -15,13 +15,14 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from recjax.data import splits
-from recjax.data.dataset import Dataset
+from recjax.data.dataset import Catalog, Dataset
 from recjax.errors import ConfigError, DataError
 from recjax.evaluation import ranking
 from recjax.file_io import write_json
 from recjax.methods.llmemb import item_embeddings, variants
 from recjax.models import layers, seqrec
-from recjax.training import cost_model, cpu_cost, sequential
+from recjax.training import continuation, cost_model, cpu_cost, sequential
+from recjax.training.continuation import Start
 from recjax.training.losses import contrastive
 from recjax.training.workdir import Workdir
 
@@ -66,14 +67,20 @@ def id_settings(cfg: ConfigDict, kind: str) -> ConfigDict:
   return variants.recommender_config(cfg, kind)
 
 
-def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
+def ids_stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, old_dir: Path | None = None
+              ) -> dict:
   """Trains a recommender over ids alone: the base to beat and the aim of the alignment. work: of
-  the stage. cfg: as `id_settings`. dataset: of the run."""
+  the stage. cfg: as `id_settings`. dataset: of the run. old_dir: this stage of the run that it goes
+  on from."""
   split = load_split(dataset)
   model = sequential.model_config(cfg, len(dataset.catalog))
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid,
                                model.items, cfg.seeds, cfg.train.valid_users)
-  return save_models(work, cfg, *sequential.fit(work, cfg, model.items, split, validate))
+  begin = None
+  if old_dir:
+    begin = continuation.for_seeds(sequential.load(old_dir / 'model.npz'), cfg.seeds)
+  return save_models(work, cfg, *sequential.fit(
+    work, cfg, model.items, split, validate, starts=(begin, begin)))
 
 
 def load_split(dataset: Dataset) -> splits.Split:
@@ -115,13 +122,21 @@ def settings(cfg: ConfigDict, variant: str) -> ConfigDict:
                      'raw_vectors': cfg.reproduce_bugs.raw_vectors})
 
 
-def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids_dir: Path) -> dict:
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids_dir: Path,
+          start: Start | None = None, old_dir: Path | None = None,
+          old_table_dir: Path | None = None) -> dict:
   """Trains adapter and recommender, all seeds, and keeps each one's best epoch.
 
   cfg: as `settings`. table_dir: of the reduced item vectors. ids_dir: of the recommender whose
-  items are the aim of the alignment. work: of the stage. dataset: of the run. -> counts
+  items are the aim of the alignment. work: of the stage. dataset: of the run. start: the run that
+  it goes on from; old_dir, old_table_dir: this stage of it, and its table_dir. -> counts
   """
   split = load_split(dataset)
+  begin = None
+  if start and old_dir and old_table_dir:
+    continuation.keep_split_facts(work, start, dataset, split)
+    begin = continuation.for_seeds(first_params(
+      cfg, old_dir, *map(item_embeddings.read, (old_table_dir, table_dir))), cfg.seeds)
   model = sequential.model_config(cfg, len(dataset.catalog))
   vectors = jnp.asarray(
     adapter_inputs(cfg, model, item_embeddings.read(table_dir), len(dataset.catalog)))
@@ -133,10 +148,54 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, table_dir: Path, ids
     cfg.seeds, cfg.train.valid_users)
   objective = functools.partial(make_objective, cfg, vectors.shape[1], id_rows=id_rows)
   best, scores, best_epochs = sequential.fit(
-    work, cfg, model.items, split, validate, objective, vectors, aim)
+    work, cfg, model.items, split, validate, objective, vectors, aim, starts=(begin, begin))
   sequential.save(
     work.folder / 'adapter.npz', {key: value for key, value in best.items() if key != 'rest'})
   return save_models(work, cfg, jax.vmap(full_params)(best), scores, best_epochs)
+
+
+def first_params(cfg: ConfigDict, old_dir: Path, old_table: Float[np.ndarray, 'N k'],
+                 table: Float[np.ndarray, 'M k']) -> PyTree:
+  """What a training that goes on begins with: as `init` makes it, over the items of the earlier
+  run, with a leading axis of seeds.
+
+  Vectors come on a scale of all items, which new ones move a little; the adapter takes that back,
+  so that it makes of old items what it made before. cfg: as `settings`. old_dir: of the earlier
+  stage. old_table, table: the reduced vectors of then and now, the first rows alike.
+  """
+  params, rest = (sequential.load(old_dir / name) for name in ('adapter.npz', 'model.npz'))
+  del rest['items']
+  if cfg.rat.adapter and not cfg.raw_vectors:
+    before, now = (x.std(0) if cfg.rat.whiten else np.sqrt((x ** 2).mean())
+                   for x in (old_table, table))
+    grown = (now / np.maximum(before, 1e-30)).astype(np.float32)
+    params['adapter']['w1'] = params['adapter']['w1'] * np.reshape(grown, (-1, 1))
+    if 'moved' in params:
+      params['moved'] = params['moved'] / grown
+  return {**params, 'rest': rest}
+
+
+def open_start(cfg: ConfigDict, catalog: Catalog) -> Start | None:
+  """The run that a config goes on from, None where it begins from nothing.
+
+  cfg: the run's config. catalog: the items of its data. Raises what `continuation.open_start`
+  does, and ConfigError for other encoders, prompts, components, recommenders or number of seeds.
+  """
+  start = continuation.open_start(cfg, catalog, ['model.npz', 'adapter.npz'])
+  if not start:
+    return None
+  if variants.needs_llm(cfg):
+    continuation.same_llm(start, cfg)
+  if 'text' in variants.vector_sources(cfg):
+    continuation.same_weights(start, cfg, 'text.weights')
+  for group in ('prompts', 'pca', 'reproduce_bugs'):
+    continuation.same_settings(start, cfg, group)
+  for group in ('model', 'base'):
+    continuation.same_settings(start, cfg, group, free=('dropout',))
+  continuation.same_settings(start, cfg, 'rat', free=(
+    'alpha', 'tau', 'align_loss', 'align_items', 'max_align_items', 'spread', 'ablations'))
+  continuation.same_seeds(start, cfg)
+  return start
 
 
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:

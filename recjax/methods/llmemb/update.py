@@ -7,13 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from recjax import run_files
 from recjax.data import update
 from recjax.data.dataset import Dataset
 from recjax.distributed import sharding
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import item_embeddings, prompts, rat, variants
-from recjax.retrieval import pca
 from recjax.training import sequential
 from recjax.training.workdir import find_stage, open_later_work
 
@@ -81,8 +79,7 @@ def table_rows(workdir: Path, config: ConfigDict, num_known: int, source: str, s
   """
   model = sequential.model_config(variants.recommender_config(config, config.model.kind), num_known)
   reduced_dir = find_stage(workdir, f'pca-{source}')
-  arrays = run_files.read_arrays(reduced_dir / 'pca.npz')
-  components = pca.PCA(*(arrays[k] for k in pca.PCA._fields))(vectors)
+  components = item_embeddings.read_components(reduced_dir)(vectors)
   parts = variants.VARIANTS[config.rat.variant]
   rat_cfg = rat.settings(config, config.rat.variant)
   x = rat.adapter_inputs(

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.methods.llmemb import prompts
-from recjax.training import llm_loading, text_embedding
+from recjax.training import continuation, llm_loading, text_embedding
+from recjax.training.continuation import Start
 from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
@@ -112,13 +113,14 @@ def check(cfg: ConfigDict) -> None:
                       '; leave them out')
 
 
-def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path) -> pathlib.Path | None:
+def llm_folder(cfg: ConfigDict, work: Workdir, prompts_dir: Path,
+               start: Start | None = None) -> pathlib.Path | None:
   """Where the LLM stands; trains the tiny one on the prompts. None where nothing reads it. cfg,
-  work: of the run. prompts_dir: of the stage before."""
+  work: of the run. prompts_dir: of the stage before. start: the run that it goes on from."""
   if not needs_llm(cfg):
     return None
-  return llm_loading.folder(
-    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir)
+  return continuation.llm_folder(cfg, work, start, lambda: llm_loading.folder(
+    cfg, work, '\n', lambda: prompts.documents(prompts_dir, cfg.seed), prompts_dir))
 
 
 def text_folder(cfg: ConfigDict) -> pathlib.Path:

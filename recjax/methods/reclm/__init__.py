@@ -44,7 +44,7 @@ from recjax.methods.reclm import (
   train,
 )
 from recjax.text import tokenizer as tokenizer_lib
-from recjax.training import llm_loading
+from recjax.training import continuation, llm_loading
 from recjax.training.losses import trie_masked
 from recjax.training.workdir import Workdir
 
@@ -58,10 +58,14 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
   work.log(dataset.summary)
   titles = [' '.join((title or '').split()) for title in dataset.catalog.columns.get('title') or ()]
   opening = [prompts.message('system', template['system'])]
-  llm_dir = llm_loading.folder(
-    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset)
+  start, used = train.open_start(cfg, dataset.catalog), continuation.shortened(cfg)
+  began = [start] if start else []
+  if start:
+    work.log(f'{start.said(dataset.catalog)}; {used.train.epochs} epochs at {used.optim.lr:g}')
+  llm_dir = continuation.llm_folder(cfg, work, start, lambda: llm_loading.folder(
+    cfg, work, opening, lambda: planning.documents(template, titles, cfg.seed), dataset))
   check_texts(cfg, dataset, llm_dir)
-  teacher_dir = work.stage('teacher', teacher.stage, teacher.settings(cfg), dataset)
+  teacher_dir = work.stage('teacher', teacher.stage, teacher.settings(cfg), dataset, *began)
   codes_dir = None
   if cfg.grounding == 'token':
     codes_dir = work.stage(
@@ -71,8 +75,8 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
     talk_dir = work.stage('own-talk', own_talk.stage, own_talk.settings(cfg), llm_dir)
   static_dir = pathlib.Path(cfg.train.static) if cfg.train.static else None
   tuned_dir = work.stage(
-    'tune', train.stage, train.settings(cfg), dataset, llm_dir, teacher_dir, codes_dir, static_dir,
-    talk_dir)
+    'tune', train.stage, train.settings(used), dataset, llm_dir, teacher_dir, codes_dir, static_dir,
+    talk_dir, *began)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, llm_dir, tuned_dir, teacher_dir,
     codes_dir)

@@ -24,7 +24,8 @@ from recjax.methods.reclm import (
   train,
 )
 from recjax.methods.reclm import prompts as prompts_lib
-from recjax.training.workdir import Workdir
+from recjax.training import continuation
+from recjax.training.workdir import Workdir, find_stage
 
 KS = (1, 3, 5, 10)
 
@@ -150,7 +151,8 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   shown = (items, list_scores) if items.any() else ranked  # a model that writes no list has no own
   results = results_lib.save(
       work.folder, dataset, split, cfg.grounding, ranks | others, shown, protocol, (cfg.seed,),
-      tuple(k for k in KS if k <= width), **extra_results, **facts)
+      tuple(k for k in KS if k <= width), **extra_results, **facts,
+      **continuation.facts(find_stage(work.path, 'tune')))
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
           for row, cells in results['rows'].items() if row in ranks}
   return {'users': len(cases), **{f'{row} HR@10': hit_rate for row, hit_rate in rows.items()},

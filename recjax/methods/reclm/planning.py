@@ -14,7 +14,7 @@ from recjax.methods.reclm import (
   sft_data,
 )
 from recjax.models import layers, llm, lora
-from recjax.training import cost_model, cpu_cost, llm_loading, tiny_llm
+from recjax.training import continuation, cost_model, cpu_cost, llm_loading, tiny_llm
 
 CHAT, MARKS = 16, 5  # tokens that a chat template puts around, and that a list puts around a title
 
@@ -59,6 +59,7 @@ def documents(template: dict[str, str], titles: Sequence[str], seed: int, walks:
 def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
   """Parameters, operations and time, by hand count. cfg, dataset: of the run.
   -> {what: text or Estimate}"""
+  cfg = continuation.shortened(cfg)
   shape = llm_loading.shape_of(cfg, **({} if cfg.train.mode == 'full' else dict(
       lora_rank=cfg.lora.rank, lora_targets=tuple(cfg.lora.targets))))
   users = int((dataset.interactions.lengths() > 3).sum())

@@ -16,7 +16,8 @@ from recjax.file_io import write_json
 from recjax.methods.reclm import tokenized_catalog
 from recjax.run_files import read_json
 from recjax.training import auxiliary_recommender, sequential
-from recjax.training.workdir import Workdir
+from recjax.training.continuation import Start
+from recjax.training.workdir import Workdir, find_stage
 
 RANKING_BLOCK = 1024  # histories whose whole rankings are held at once
 
@@ -28,9 +29,13 @@ def settings(cfg: ConfigDict) -> ConfigDict:
   return ConfigDict({'teacher': {'source': cfg.teacher.source}})
 
 
-def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
-  """Trains the teacher on the training part, or checks and takes over a trained one. work: of the
-  stage. cfg: as `settings`. dataset: of the run. -> counts"""
+def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, start: Start | None = None) -> dict:
+  """Trains the teacher on the training part, or checks and takes over a trained one.
+
+  work: of the stage. cfg: as `settings`. dataset: of the run. start: the earlier run, from whose
+  teacher, where there is one, this one begins: it trains in full, but its item vectors stay in the
+  space that RecLM-ret knows. -> counts
+  """
   source, num_items = cfg.teacher.source, len(dataset.catalog)
   if source.startswith('http'):
     write_json(work.folder / 'served.json', {'url': source})
@@ -45,7 +50,9 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset) -> dict:
   model = sequential.model_config(recommender_cfg, num_items)
   validate = ranking.validator(lambda p: sequential.scorer(model, p), split.valid, num_items, 1,
                                recommender_cfg.train.valid_users)
-  return auxiliary_recommender.train(work, recommender_cfg, num_items, split, validate)
+  old = find_stage(start.workdir, 'teacher') / 'model.npz' if start else None
+  begin = sequential.load(old) if old and old.exists() else None
+  return auxiliary_recommender.train(work, recommender_cfg, num_items, split, validate, begin)
 
 
 def scorer(teacher_dir: Path, dataset: Dataset) -> Callable | None:

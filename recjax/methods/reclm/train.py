@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from recjax import run_files
-from recjax.data.dataset import Dataset
+from recjax.data import splits
+from recjax.data.dataset import Catalog, Dataset
 from recjax.data.formats import conversations
 from recjax.data.sample_shop.small_talk import questions
 from recjax.decoding.constraints import Normalization
@@ -37,8 +38,9 @@ from recjax.run_files import read_json
 from recjax.text import tokenizer as tokenizers
 from recjax.text.packing import PackedSamples
 from recjax.text.tokenizer import Tokenizer
-from recjax.training import llm_loading, loop, microbatch, sft
+from recjax.training import continuation, llm_loading, loop, microbatch, sft
 from recjax.training import sequential as plain_arrays
+from recjax.training.continuation import Start
 from recjax.training.loop import Task, fit
 from recjax.training.losses import item_losses, trie_masked
 from recjax.training.workdir import Workdir
@@ -83,6 +85,32 @@ class ChatModel:
   def variables(self) -> dict:
     """What the network is applied with."""
     return {'params': self.params, **({'lora': self.lora} if self.lora else {})}
+
+
+def open_start(cfg: ConfigDict, catalog: Catalog) -> Start | None:
+  """The run that a config goes on from, None where it begins from nothing.
+
+  cfg: the run's config. catalog: the items of its data. Raises what `continuation.open_llm_start`
+  does, and ConfigError for another grounding, or one that cannot go on.
+  """
+  start = continuation.open_llm_start(cfg, catalog, cfg.train.mode)
+  if not start:
+    return None
+  if cfg.grounding == 'token':
+    raise ConfigError('grounding=token is trained from nothing each time: its codes are made of '
+                      'all items together, and old items would change theirs; leave --from out, or '
+                      'take grounding=cgen or ret')
+  for name in ('grounding', 'train.mode'):
+    continuation.same_settings(start, cfg, name)
+  sources = {start.config.teacher.source, cfg.teacher.source}
+  if cfg.grounding == 'ret':
+    files = not {start.config.ret.vectors, cfg.ret.vectors} & {'teacher', 'text'}
+    continuation.same_settings(start, cfg, 'ret', free=('alpha', 'tokens', *['vectors'] * files))
+    if cfg.ret.vectors == 'teacher' and 'train' in sources:
+      continuation.same_settings(start, cfg, 'teacher.source')
+  if sources == {'train'}:
+    continuation.same_settings(start, cfg, 'teacher.model', free=('dropout',))
+  return start
 
 
 def control_tokens(cfg: ConfigDict, table: np.ndarray | None = None) -> list[str]:
@@ -175,14 +203,16 @@ def load_chat_pairs(cfg: ConfigDict,
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teacher_dir: Path,
           codes_dir: Path | None = None, static_dir: Path | None = None,
-          talk_dir: Path | None = None) -> dict:
+          talk_dir: Path | None = None, start: Start | None = None) -> dict:
   """Tunes the LLM of `llm_dir` into `work.folder`.
 
   teacher_dir, codes_dir: of those stages. static_dir: the folder of `train.static`, whose content
   decides the result too. talk_dir: of the stage that asked the LLM plain questions. work: of the
-  stage. cfg: as `settings`. dataset: of the run. -> counts
+  stage. cfg: as `settings`. dataset: of the run. start: the run that it goes on from. -> counts
   """
   del static_dir
+  if start:
+    continuation.keep_split_facts(work, start, dataset, splits.make_split(dataset))
   table = None if codes_dir is None else run_files.read_arrays(codes_dir / 'codes.npy')
   chat_model = new_chat_model(cfg, llm_dir, work.mesh, table)
   tokenized = load_tokenized(cfg, dataset, chat_model, table)
@@ -201,7 +231,8 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, teach
     if cfg.grounding == 'ret'
     else None)
   task = make_task(
-    cfg, chat_model, trie, items, train, valid, batches, sharding.num_batch_shards(work.mesh))
+    cfg, chat_model, trie, carried_over(start, init_trainable(cfg, chat_model, items), chat_model),
+    train, valid, batches, sharding.num_batch_shards(work.mesh))
   steps = max(1, round(steps_of_epochs))
   fit_settings = dataclasses.replace(
       loop.FitSettings.of(cfg.optim), steps=steps, seed=cfg.seed,
@@ -268,6 +299,27 @@ def init_trainable(cfg: ConfigDict, chat_model: ChatModel, items: np.ndarray | N
   return tree
 
 
+def carried_over(start: Start | None, fresh: PyTree, chat_model: ChatModel) -> PyTree:
+  """What training begins with: of the earlier run where there is one; new items of RecLM-ret keep
+  their fresh vectors.
+
+  start: the earlier run. fresh: as `init_trainable` makes it. chat_model: the LLM.
+  """
+  if not start:
+    return fresh
+  if 'params' in fresh:
+    where = jax.tree.map(lambda x: x.sharding, fresh['params'])
+    tree = {'params': huggingface.load(start.folder, chat_model.model.cfg, where)}
+  else:
+    tree = {'lora': huggingface.load_adapter(start.folder, chat_model.model.cfg),
+            'rows': plain_arrays.load(start.folder / 'rows.npz')}
+  if 'items' in fresh:
+    parts = plain_arrays.load(start.folder / 'ret.npz')
+    tree['project'] = [parts['project'][number] for number in sorted(parts['project'])]
+    tree['items'] = fresh['items'].at[:len(parts['items'])].set(parts['items'])
+  return jax.tree.map(jnp.asarray, tree)
+
+
 def control_ids(chat_model: ChatModel) -> list[int]:
   """Ids of all control tokens. chat_model: the LLM."""
   return [chat_model.soi, chat_model.eoi, *chat_model.codes]
@@ -309,14 +361,14 @@ def project(layers: Sequence[dict[str, Array]],
   return states
 
 
-def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndarray | None,
+def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, start: PyTree,
               train: PackedSamples, valid: PackedSamples, batches: Any,
               num_shards: int = 1) -> Task:
   """The optimization problem of `fit`.
 
-  trie: of the titles. items: vectors of RecLM-ret. train, valid: packed conversations. batches: of
-  the first. num_shards: devices over which rows of a batch divide. cfg: as `settings`. chat_model:
-  the LLM.
+  trie: of the titles. start: what is trained, as it begins. train, valid: packed conversations.
+  batches: of the first. num_shards: devices over which rows of a batch divide. cfg: as `settings`.
+  chat_model: the LLM.
   """
   scope = trie_masked.scope_of(trie.first, trie.tok, chat_model.model.cfg.vocab)
   sums_of_batch = functools.partial(loss_sums, cfg, chat_model, train.prefix, scope,
@@ -327,7 +379,6 @@ def make_task(cfg: ConfigDict, chat_model: ChatModel, trie: Trie, items: np.ndar
     return values['valid_loss'], count
   # The loss of ret is two means, over tokens and over items.
   split = None if cfg.grounding == 'ret' else microbatch.accumulate_sums(loss_of_batch)
-  start = init_trainable(cfg, chat_model, items)
   frozen = () if cfg.train.mode == 'full' else chat_model.params
   padded_rows = -(-batches.size // num_shards) * num_shards
   return Task(

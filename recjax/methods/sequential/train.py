@@ -2,14 +2,12 @@
 import functools
 from typing import Any
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax.data import splits
 from recjax.data.dataset import Catalog, Dataset
-from recjax.errors import ConfigError, DataError
+from recjax.errors import DataError
 from recjax.evaluation import ranking, sampled_ranking
 from recjax.file_io import write_json
 from recjax.models import layers
@@ -35,9 +33,7 @@ def open_start(cfg: ConfigDict, catalog: Catalog) -> Start | None:
   start = continuation.open_start(cfg, catalog, (MODEL, BEFORE_REFIT))
   if start:
     continuation.same_settings(start, cfg, 'model', free=('dropout',))
-    if start.config.seeds not in (1, cfg.seeds):
-      raise ConfigError(f'seeds is {cfg.seeds} here and {start.config.seeds} in {start.workdir}; a '
-                        'run goes on with as many seeds, or from a run of one seed')
+    continuation.same_seeds(start, cfg)
   return start
 
 
@@ -51,23 +47,9 @@ def first_params(start: Start | None, seeds: int) -> tuple[PyTree, PyTree]:
     return None, None
   last = start.folder / MODEL
   chosen = start.folder / BEFORE_REFIT
-  chosen, last = (jax.tree.map(
-      lambda x: np.broadcast_to(x, (seeds, *x.shape[1:])), sequential.load(path))
-      for path in (chosen if chosen.exists() else last, last))
+  chosen, last = (continuation.for_seeds(sequential.load(path), seeds)
+                  for path in (chosen if chosen.exists() else last, last))
   return chosen, last
-
-
-def keep_facts(work: Workdir, start: Start, dataset: Dataset, split: splits.Split) -> None:
-  """Writes and logs what training went on from, and how much of what is asked it had learned.
-
-  work: the Workdir. start: the earlier run. dataset: the data set. split: of it.
-  """
-  old = splits.make_split(start.data)
-  learned = continuation.learned_before
-  continuation.keep_facts(
-      work, start, dataset.catalog,
-      valid=learned(old.for_choice, split.for_choice, split.valid) if split.valid else 0,
-      test=learned(old.train, split.train, split.test))
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset,
@@ -80,7 +62,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset,
   if not len(split.valid):
     raise DataError(f'no user of {dataset.name} has 3 items, so nobody can be validated or tested')
   if start:
-    keep_facts(work, start, dataset, split)
+    continuation.keep_split_facts(work, start, dataset, split)
   n = len(dataset.catalog)
   model = sequential.model_config(cfg, n)
   validate = ranking.validator(lambda params: sequential.scorer(model, params), split.valid, n,
