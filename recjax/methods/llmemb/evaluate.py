@@ -75,7 +75,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, tables: dict, id_dir
   results = results_lib.save(work.folder, dataset, split, main, ranks | others, predictions,
                              ranking.protocol(num_items, split.protocol, mask_history),
                              range(cfg.seed, cfg.seed + cfg.seeds), **extra_results, **facts,
-                             **continuation.facts(rat_dirs[variants.variants(cfg)[0]]))
+                             **continuation.facts(next(iter(rat_dirs.values()))))
   return {'users': results['users'], **{m: round(results['rows'][main][m]['value'], 4)
                                        for m in METRICS}}
 
