@@ -2,11 +2,16 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from unittest import mock
 
 import jax
@@ -43,6 +48,7 @@ from tests.methods.bigrec_test import run as bigrec_run
 from tests.methods.bigrec_test import write_ring
 from tests.methods.sequential_test import config, mesh, ring, train_on, whole_run
 
+ROOT = pathlib.Path(__file__).parents[2]
 ITEMS, NEW = 50, 3
 SHAPES = {'sasrec': {}, 'gru4rec': {}, 'bert4rec': {}, 'hstu': {'time': 'none'},
           'apart': {'kind': 'sasrec', 'separate': True}}
@@ -373,6 +379,89 @@ class RunTest(parameterized.TestCase):
       failed = call('run', 'sequential_beauty:data=now', *words)
       self.assertEqual(failed.returncode, 2, failed.stdout + failed.stderr)
       self.assertIn(said, failed.stdout + failed.stderr)
+
+
+class ScriptTest(absltest.TestCase):
+
+  @long
+  def test_the_nightly_script_of_the_page_beside_a_server(self):
+    """A purchase comes over HTTP; by night the script learns it, and the server takes over."""
+    if not shutil.which('curl'):
+      self.skipTest('the script asks by curl')
+    home, shop = pathlib.Path(tempfile.mkdtemp()), ring(60)
+    ids = [f'i{i}' for i in range(1, ITEMS + 1)]
+    (home / 'items.csv').write_text('item_id,title\n' + ''.join(f'{i},Thing {i}\n' for i in ids))
+    (home / 'log.csv').write_text('user_id,item_id,timestamp\n' + ''.join(
+        f'u{n},i{i},{t}\n' for n in range(60)
+        for t, i in enumerate(shop.interactions.history(n).tolist(), 1_600_000_000)))
+    (home / 'bin').mkdir()
+    (home / 'bin' / 'recjax').write_text(
+        f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m recjax "$@" '
+        '$([ "$1" = run ] && echo --config.model.width=8 --config.eval.classical=False)\n')
+    (home / 'bin' / 'recjax').chmod(0o755)
+    path = {**os.environ, 'PATH': f'{home / "bin"}:{os.environ["PATH"]}'}
+
+    def call(command):
+      done = subprocess.run(['bash', '-c', command], cwd=home, env=path, text=True,
+                            capture_output=True, check=False)
+      self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+      return done.stdout
+    call('recjax prepare table log.csv --items=items.csv --yes --out=data/2020-01-01 && '
+         'recjax run sequential_beauty:data=data/2020-01-01 --workdir=runs/2020-01-01 && '
+         'ln -s 2020-01-01 runs/current')
+    port = free_port()
+    server = subprocess.Popen(
+        [home / 'bin' / 'recjax', 'serve', 'runs/current', '--events=recjax-events.sqlite',
+         f'--port={port}'], cwd=home, env=path, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    self.addCleanup(server.wait)
+    self.addCleanup(server.kill)
+    await_ready(port)
+    ask(port, '/v1/events', {'user': 'newcomer', 'item': 'i7', 'type': 'purchase',
+                             'request_id': 'a', 'time': 1_700_000_000})
+    for item in ('i8', 'i9', 'i10'):
+      ask(port, '/v1/events', {'user': 'newcomer', 'item': item, 'type': 'purchase'})
+    before = ask(port, '/v1/models')['data'][0]
+    page = (ROOT / 'docs' / 'data.md').read_text()
+    script = re.search(r'```bash\n(#!/usr/bin/env bash\n.*?)```', page, re.S)[1]
+    (home / 'nightly.sh').write_text(script.replace('localhost:8000', f'localhost:{port}'))
+    call('bash nightly.sh')
+    new = os.readlink(home / 'runs' / 'current')
+    self.assertNotEqual(new, '2020-01-01')
+    data = loading.load_data(home / 'data' / new)
+    row = data.interactions.users.index('newcomer')
+    self.assertEqual([data.catalog.id_of(i) for i in data.interactions.history(row)],
+                     ['i7', 'i8', 'i9', 'i10'])
+    results = run_files.read_json(home / 'runs' / new / 'results.json')
+    self.assertIn('knew 50 of 50 items', results['started']['said'])
+    after = ask(port, '/v1/models')['data'][0]
+    self.assertNotEqual(after, before)
+    found = ask(port, '/v1/recommend', {'user': 'newcomer', 'k': 5})
+    self.assertNoCommonElements([i['id'] for i in found['items']], ['i7', 'i8', 'i9', 'i10'])
+    self.assertNotIn('train', call('bash nightly.sh'))  # the same day once more: nothing to do
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def ask(port, route, body=None):
+  """The answer of a server, as JSON. body: to be posted."""
+  request = urllib.request.Request(
+      f'http://127.0.0.1:{port}{route}', body and json.dumps(body).encode(),
+      {'Content-Type': 'application/json'})
+  with urllib.request.urlopen(request, timeout=60) as answer:
+    return json.load(answer)
+
+
+def await_ready(port):
+  for _ in range(1200):
+    with contextlib.suppress(OSError):
+      if ask(port, '/readyz')['ready']:
+        return
+    time.sleep(0.1)
+  raise TimeoutError('the server is not ready')
 
 
 class AdapterTest(parameterized.TestCase):

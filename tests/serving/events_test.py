@@ -338,7 +338,7 @@ class ExportTest(parameterized.TestCase):
                   event('5', 'u9', 'new', time_ms=base + 1)]])
     store.close()
     told = self.run_cli('events', 'export', f'--events={folder}/events.sqlite',
-                        f'--data={folder}/old', f'--out={folder}/log.jsonl')
+                        f'--data={folder}/old', f'--out={folder}/a/new/log.jsonl')
     self.assertIn(f'9 interactions of {folder}/old and 4 events', told)
     command = told.splitlines()[-1].split()
     self.assertEqual(command[:3], ['recjax', 'prepare', 'table'])
