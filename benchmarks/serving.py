@@ -148,6 +148,8 @@ async def one_client(number, port, goods, models, end, pause, tally):
     tally.times[kind].append(time.perf_counter() - begun)
     tally.statuses[status] += 1
     return status, found
+  if pause:  # people do not come all at once
+    await asyncio.sleep(pause * 2 * rng.random())
   while time.monotonic() < end:
     draw = rng.random()
     history = rng.sample(goods, rng.randint(1, 30))
