@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.prepare import measured
 
+ROOT = pathlib.Path(__file__).parents[1]
 WIDTH, LENGTH, TOP = 64, 20, 10
 SIDES = ('recjax', 'recbole', 'implicit')
 
@@ -148,8 +149,8 @@ def main():
           f'{name} {cells["HR@10"]["value"]:.4f}' for name, cells in rows.items()))
     elif args.peers:
       out = room / f'{side}.txt'
-      command = ['sh', '-c', f'exec "$0" -m benchmarks.million --side={side} --room="{room}" '
-                 f'> "{out}" 2> "{out}.log"', args.peers]
+      command = ['sh', '-c', f'cd "{room}" && PYTHONPATH="{ROOT}" exec "$0" -m benchmarks.million '
+                 f'--side={side} --room="{room}" > "{out}" 2> "{out}.log"', args.peers]
       seconds, cpu, peak = measured(command)
       found = json.loads(out.read_text().splitlines()[-1])
       told(side, 'all', seconds, cpu, peak, f'HR@10 {found["HR@10"]:.4f}')

@@ -33,7 +33,7 @@ def popularity(items: Int[np.ndarray, ' M'], n_items: int) -> ScoreFn:
   The score is minus the place in that list, ties to the lower index, so that one list is ranked and
   shown. items: of the training interactions alone. n_items: of the catalog.
   """
-  return _one_list(np.bincount(items, minlength=n_items + 1)[1:])
+  return OneList(np.bincount(items, minlength=n_items + 1)[1:])
 
 
 def recency(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
@@ -45,7 +45,7 @@ def recency(items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' U1'],
   """
   ends = np.repeat(offsets[1:] - 1, np.diff(offsets))
   weight = 0.5 ** (ends - np.arange(len(items))).astype(np.float64)
-  return _one_list(np.bincount(items, weight, minlength=n_items + 1)[1:])
+  return OneList(np.bincount(items, weight, minlength=n_items + 1)[1:])
 
 
 def recent_popularity(train: Interactions, n_items: int, days: float) -> ScoreFn:
@@ -56,7 +56,7 @@ def recent_popularity(train: Interactions, n_items: int, days: float) -> ScoreFn
   """
   age, counts = _age(train), np.bincount(train.items, minlength=n_items + 1)[1:]
   recent = np.bincount(train.items[age < days], minlength=n_items + 1)[1:]
-  return _one_list(recent + counts / (counts.max() + 1))
+  return OneList(recent + counts / (counts.max() + 1))
 
 
 def decayed_popularity(train: Interactions, n_items: int, half_life: float) -> ScoreFn:
@@ -65,7 +65,7 @@ def decayed_popularity(train: Interactions, n_items: int, half_life: float) -> S
   train: as of `recent_popularity`. n_items: of the catalog. half_life: days before the end of
   training at which an interaction counts half. Raises DataError without times.
   """
-  return _one_list(np.bincount(train.items, .5 ** (_age(train) / half_life),
+  return OneList(np.bincount(train.items, .5 ** (_age(train) / half_life),
                                minlength=n_items + 1)[1:])
 
 
@@ -77,11 +77,36 @@ def _age(train: Interactions) -> Float[np.ndarray, ' M']:
   return (seconds.max(initial=0) - seconds) / DAY
 
 
-def _one_list(worth: Shaped[np.ndarray, ' N']) -> ScoreFn:
-  places = np.empty(len(worth), np.float32)
-  places[np.argsort(-worth, kind='stable')] = np.arange(len(worth))
-  scores = jnp.asarray(-places)
-  return lambda items, offsets: jnp.broadcast_to(scores, (len(offsets) - 1, len(scores)))
+class OneList:
+  """The same list for everyone, as a score function: minus the place in it, so no two are equal.
+
+  worth: of each item; higher comes first, ties to the lower index.
+  """
+
+  def __init__(self, worth: Shaped[np.ndarray, ' N']) -> None:
+    self.places = np.empty(len(worth), np.int64)
+    self.places[np.argsort(-worth, kind='stable')] = np.arange(len(worth))
+    self.scores = jnp.asarray(-self.places, jnp.float32)
+
+  def __call__(self, items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' B1']) -> Array:
+    del items
+    return jnp.broadcast_to(self.scores, (len(offsets) - 1, len(self.scores)))
+
+  def ranks(self, items: Int[np.ndarray, ' M'], offsets: Int[np.ndarray, ' B1'],
+            targets: Int[np.ndarray, ' B'], mask_history: bool) -> Int[np.ndarray, ' B']:
+    """Where targets stand, without scoring the catalog for each history.
+
+    items, offsets: ragged histories. targets: 1..N. mask_history: whether items of a history are
+    out, except the target. -> 0 is best
+    """
+    places = self.places[targets - 1]
+    if not mask_history:
+      return places
+    rows = np.repeat(np.arange(len(targets)), np.diff(offsets))
+    seen = np.unique(rows * (len(self.places) + 1) + items)  # each item of a history once
+    rows, items = np.divmod(seen, len(self.places) + 1)
+    ahead = self.places[items - 1] < places[rows]
+    return places - np.bincount(rows[ahead], minlength=len(targets))
 
 
 def random_scores(n_items: int, seed: int) -> ScoreFn:

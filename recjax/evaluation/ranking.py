@@ -21,7 +21,7 @@ from recjax.data import splits
 from recjax.data.dataset import Catalog
 from recjax.data.splits import Cases
 from recjax.errors import ConfigError, DataError
-from recjax.evaluation import blocked_ranking, metrics, statistics, ties
+from recjax.evaluation import baselines, blocked_ranking, metrics, statistics, ties
 from recjax.evaluation.recommender import CatalogRecommender
 from recjax.models.dot_product import DotProduct
 from recjax.protocols import ScoreFn
@@ -125,6 +125,11 @@ def rank_cases(score_fn: ScoreFn, cases: Cases, n_items: int, block: int = 0,
   DataError for no cases, ids outside 1..N, scores of another shape, or NaN, and ConfigError
   for an unknown rule.
   """
+  if (isinstance(score_fn, baselines.OneList) and len(score_fn.places) == n_items
+      and seen_mask == 'inf'):
+    ties.check(tie)  # of which there are none
+    ranks = score_fn.ranks(*_checked(cases, n_items), mask_history)
+    return ranks.astype(np.float32 if tie == 'mean' else np.int32)
   return _rank(score_fn, cases, n_items, 0, block, mask_history, tie, seen_mask, clock)[0]
 
 
@@ -146,12 +151,7 @@ def rank_and_recommend(
 
 def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask, clock) -> Any:
   filling = _filling(seen_mask)
-  items, offsets, targets = (np.asarray(x) for x in (*cases.histories, cases.targets))
-  _check_histories(items, offsets, n_items)
-  if len(targets) != len(offsets) - 1:
-    raise DataError(f'{len(targets)} targets for {len(offsets) - 1} histories; give one for each')
-  if targets.min() < 1 or targets.max() > n_items:
-    raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
+  items, offsets, targets = _checked(cases, n_items)
   ties.check(tie)
   large = isinstance(score_fn, DotProduct) and n_items >= blocked_ranking.MIN_ITEMS
   if large and len(score_fn.table) != n_items:
@@ -173,6 +173,16 @@ def _rank(score_fn, cases, n_items, k, block, mask_history, tie, seen_mask, cloc
     parts.append([np.asarray(x) for x in ranked])  # waits: blocks in flight would pile up in memory
     _check_numbers(parts[-1][0] < 0, rows)
   return tuple(np.concatenate(x)[:len(targets)] for x in zip(*parts))
+
+
+def _checked(cases: Cases, n_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  items, offsets, targets = (np.asarray(x) for x in (*cases.histories, cases.targets))
+  _check_histories(items, offsets, n_items)
+  if len(targets) != len(offsets) - 1:
+    raise DataError(f'{len(targets)} targets for {len(offsets) - 1} histories; give one for each')
+  if targets.min() < 1 or targets.max() > n_items:
+    raise DataError(f'a target lies outside 1..{n_items}: found {targets.min()}..{targets.max()}')
+  return items, offsets, targets
 
 
 def at_times(score_fn: ScoreFn, cases: Cases, rows: Int[np.ndarray, ' B'],

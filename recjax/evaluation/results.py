@@ -56,34 +56,46 @@ def save(
   rows = {name: {m: np.mean([values[m] for values in lines], 0) for m in lines[0]}
           for name, lines in each.items()}
   counts = np.bincount(split.train.items, minlength=len(dataset.catalog) + 1)[1:]
-  masks = (metrics.groups(test.targets, counts, np.diff(test.histories[1]))
-           | slices.groups(split.train, test, len(dataset.catalog)))
-  further = slices.apart(dataset.interactions, test)
-  results = {
-      'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds),
-      'data_fingerprint': dataset.fingerprint,
-      **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row],
-                             owners=owners),
-      **_over_seeds(each[row], seeds, owners),
-      'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories) | {
-          'memorized': slices.memorized(split.train, test.histories, np.asarray(lists[0])[:, :10],
-                                        len(dataset.catalog))},
-      'cold_targets': int((counts[test.targets - 1] == 0).sum()),
-      **({'as_set': True} if test.as_set else {}), **more}
-  results |= _trend(rows, slices.times(dataset.interactions, test), seeds[0], owners)
+  with doing('finding groups of users and items'):
+    masks = (metrics.groups(test.targets, counts, np.diff(test.histories[1]))
+             | slices.groups(split.train, test, len(dataset.catalog)))
+    further = slices.apart(dataset.interactions, test)
+  with doing('intervals and tests'):
+    results = {
+        'protocol': protocol, 'users': len(np.unique(test.users)), 'seeds': list(seeds),
+        'data_fingerprint': dataset.fingerprint,
+        **statistics.summarize(rows, seeds[0], masks, [(row, o) for o in rows if o != row],
+                               owners=owners),
+        **_over_seeds(each[row], seeds, owners),
+        'lists': metrics.list_properties(lists[0][:, :10], counts, test.histories) | {
+            'memorized': slices.memorized(split.train, test.histories,
+                                          np.asarray(lists[0])[:, :10], len(dataset.catalog))},
+        'cold_targets': int((counts[test.targets - 1] == 0).sum()),
+        **({'as_set': True} if test.as_set else {}), **more}
+  with doing('the change with time'):
+    results |= _trend(rows, slices.times(dataset.interactions, test), seeds[0], owners)
   with doing('the audit of the data'):
     results |= {'audit': audit.brief(dataset)} if audited else {}
-  for name, cells in results['rows'].items():
-    cells |= statistics.in_groups({m: rows[name][m] for m in CLOSING if m in rows[name]}, seeds[0],
-                                  further, owners)
+  with doing('intervals of groups'):
+    for name, cells in results['rows'].items():
+      cells |= statistics.in_groups({m: rows[name][m] for m in CLOSING if m in rows[name]},
+                                    seeds[0], further, owners)
+  with doing('writing ranks and lists'):
+    _write(folder, dataset, test, _lines(ranks, seeds), masks | further, lists, results)
+  return results
+
+
+def _write(folder: pathlib.Path, dataset: Dataset, test: splits.Cases,
+           lines: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray],
+           lists: Sequence[Num[np.ndarray, 'U K']], results: Mapping[str, Any]) -> None:
+  """The files of `save`. lines: ranks as from `_lines`. masks: groups of the test users."""
   users = [dataset.interactions.users[u] for u in test.users]
-  numbers = None if owners is None else case_numbers(users)
-  write_ranks(folder / 'ranks.parquet', users, _lines(ranks, seeds), masks | further, numbers)
+  numbers = None if test.owners() is None else case_numbers(users)
+  write_ranks(folder / 'ranks.parquet', users, lines, masks, numbers)
   named = [[dataset.catalog.id_of(i) if i else None for i in items] for items in lists[0]]
   write_predictions(folder / 'predictions.parquet', users, named, lists[1], numbers)
   file_io.write_text(folder / 'results.json',
                      json.dumps(results, indent=1, ensure_ascii=False) + '\n')
-  return results
 
 
 def _trend(rows: Mapping[str, Mapping], when: np.ndarray | None, seed: int,

@@ -117,6 +117,7 @@ def memory(train: Interactions, cases: Cases, n_items: int, hops: int = HOPS
   target = cases.targets - 1
   kind = np.full(len(cases), 2)
   near = [after(train, n_items, h) for h in range(1, hops + 1)]
+  leads = [follow.T.tocsr() for follow in near]
   some = lengths > 0
   last = items[np.maximum(offsets[1:] - 1, 0)] - 1
   kind[some & _held(near[0], last, target)] = 0
@@ -127,7 +128,7 @@ def memory(train: Interactions, cases: Cases, n_items: int, hops: int = HOPS
         rows = rows[kind[rows] == 2]
         if len(rows):
           u = items[offsets[rows + 1] - back] - 1
-          kind[rows[_inferred(near[h - 1], u, target[rows])]] = 1
+          kind[rows[_inferred(near[h - 1], leads[h - 1], u, target[rows])]] = 1
   return kind
 
 
@@ -149,11 +150,10 @@ def _held(matrix: sp.csr_array, row: Int[np.ndarray, ' U'], column: Int[np.ndarr
   return np.asarray(matrix[row, column]).reshape(-1) > 0
 
 
-def _inferred(follow: sp.csr_array, u: Int[np.ndarray, ' U'], v: Int[np.ndarray, ' U']
-              ) -> Bool[np.ndarray, ' U']:
-  """Whether v is tied to u by one step or by an item between, beside or around them."""
-  lead = follow.T.tocsr()
-
+def _inferred(follow: sp.csr_array, lead: sp.csr_array, u: Int[np.ndarray, ' U'],
+              v: Int[np.ndarray, ' U']) -> Bool[np.ndarray, ' U']:
+  """Whether v is tied to u by one step or by an item between, beside or around them. lead: what
+  `follow` is of later items, of earlier ones."""
   def meet(a: sp.csr_array, x: np.ndarray, b: sp.csr_array, y: np.ndarray) -> np.ndarray:
     return np.asarray(a[x].multiply(b[y]).sum(1)).reshape(-1) > 0
   return (_held(follow, u, v) | _held(follow, v, u) | meet(follow, u, lead, v)

@@ -41,7 +41,9 @@ def bootstrap_interval(values: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
   if len(distinct) == 1:
     return mean, mean, mean
   if len(distinct) > DISTINCT:
-    means = _poisson_means(np.repeat(distinct, counts), rng, draws)
+    sums = _poisson_sums(
+        np.stack([np.repeat(distinct, counts), np.ones(len(values))], 1), rng, draws)
+    means = sums[:, 0] / sums[:, 1]
   else:
     share, means = counts / len(values), []
     for size in _block_sizes(draws, len(distinct)):
@@ -51,18 +53,18 @@ def bootstrap_interval(values: Shaped[np.ndarray, '...'] | Sequence, seed: Any,
   return mean, min(float(low), mean), max(float(high), mean)
 
 
-def _poisson_means(values: Float[np.ndarray, ' U'], rng: np.random.Generator,
-                   draws: int) -> Float[np.ndarray, ' R']:
-  """Means under Poisson(1) counts looked up by 16 random bits, block by block of users."""
+def _poisson_sums(values: Float[np.ndarray, 'U V'], rng: np.random.Generator,
+                  draws: int) -> Float[np.ndarray, 'R V']:
+  """Sums under Poisson(1) counts looked up by 16 random bits, block by block of users."""
   cut = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(10)])
   table = np.searchsorted(cut, (np.arange(1 << 16) + 0.5) / (1 << 16)).astype(np.float32)
-  sums = np.zeros((draws, 2))
+  sums = np.zeros((draws, values.shape[1]))
   step = max(1, BLOCK // draws)
   for start in range(0, len(values), step):
     part = values[start:start + step]
     times = table[rng.integers(0, 1 << 16, (draws, len(part)), np.uint16)].astype(np.float64)
-    sums += times @ np.stack([part, np.ones(len(part))], axis=1)
-  return sums[:, 0] / sums[:, 1]
+    sums += times @ part
+  return sums
 
 
 def paired_test(a: Shaped[np.ndarray, '...'] | Sequence,
@@ -339,10 +341,8 @@ def slope(values: Shaped[np.ndarray, ' C'], place: Shaped[np.ndarray, ' C'], see
   found = float(fitted(*sums.sum(1)))
   if math.isnan(found):
     raise DataError('all cases stand at one place; a line needs two')
-  rng, drawn = np.random.default_rng(seed), []
-  for size in _block_sizes(draws, sums.shape[1]):
-    drawn.append(fitted(*(rng.poisson(1.0, (size, sums.shape[1])) @ sums.T).T))
-  low, high = np.nanquantile(np.concatenate(drawn), [.025, .975])
+  drawn = fitted(*_poisson_sums(sums.T, np.random.default_rng(seed), draws).T)
+  low, high = np.nanquantile(drawn, [.025, .975])
   return found, min(float(low), found), max(float(high), found)
 
 

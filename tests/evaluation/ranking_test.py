@@ -144,6 +144,24 @@ class RankCasesTest(parameterized.TestCase):
             for s, t, row in zip(scores, cases.targets, rows)]
     np.testing.assert_array_equal(found, want)
 
+  @parameterized.product(tie=ties.TIES, mask=(True, False))
+  def test_one_list_for_all_is_ranked_as_by_sorting(self, tie, mask):
+    cases, rows = some_cases(60, seed=3)
+    score = baselines.OneList(np.random.default_rng(0).integers(0, 5, N))
+    found = ranking.rank_cases(score, cases, N, mask_history=mask, tie=tie)
+    scores = np.asarray(score(*cases.histories))
+    want = [judge.rank(s, t, row if mask else (), tie)
+            for s, t, row in zip(scores, cases.targets, rows)]
+    np.testing.assert_array_equal(found, want)
+    self.assertEqual(found.dtype, np.float32 if tie == 'mean' else np.int32)
+    zero = ranking.rank_cases(score, cases, N, mask_history=mask, seen_mask='zero')
+    shown = [np.where(np.isin(np.arange(1, N + 1), row), 0, s) if mask else s
+             for s, row in zip(scores, rows)]  # places are below 0, so what was seen comes first
+    self.assertEqual(zero.tolist(), [int((s >= whole[t - 1]).sum() - (s[t - 1] >= whole[t - 1]))
+                                     for s, whole, t in zip(shown, scores, cases.targets)])
+    with self.assertRaisesRegex(DataError, 'gave shape'):
+      ranking.rank_cases(score, cases, N + 1)
+
   @settings(max_examples=15, deadline=None, database=None)
   @given(st.integers(1, 30), st.sampled_from([1, 2, 5, 16]), st.randoms(use_true_random=False))
   def test_block_size_and_order_of_users_change_nothing(self, n, block, shuffle):

@@ -83,12 +83,13 @@ def drawn(work, cfg, shop):
     train.save(work.folder / name, jax.vmap(lambda key: seqrec.init(model, key))(keys))
 
 
-def finished(cfg, fn=drawn):
-  """A run, and of its evaluation what tells its data. fn: the stage `train`. -> its folder"""
+def finished(cfg, fn=drawn, settings=stages.settings):
+  """A run, and of its evaluation what tells its data. fn: the stage `train`, settings: of it.
+  -> its folder"""
   folder, shop = pathlib.Path(tempfile.mkdtemp()), loading.load_for_config(cfg)
   facts = {'command': 'x', 'devices': '1', 'revision': 'r', 'versions': {}, 'overrides': {}}
   with workdir_lib.open_work(folder, {'config': cfg.to_dict(), 'facts': facts}, mesh()) as work:
-    work.stage('train', fn, stages.settings(cfg), shop)
+    work.stage('train', fn, settings(cfg), shop)
     work.stage('evaluate', lambda work: file_io.write_json(
         work.folder / 'results.json', {'data_fingerprint': shop.fingerprint}))
   return folder
@@ -635,6 +636,7 @@ def first_tree(module, call):
 class SemanticIdTest(parameterized.TestCase):
 
   @parameterized.parameters('rqvae', 'rkmeans')
+  @long
   def test_new_items_get_ids_by_the_old_tokenizer_and_the_rest_stays(self, kind):
     cfg = self.config('tiger')
     cfg.vectors.unit = kind == 'rqvae'
@@ -678,7 +680,8 @@ class SemanticIdTest(parameterized.TestCase):
 
   def test_what_does_not_fit_is_named(self):
     cfg = self.config('tiger')
-    etegrec_test.run(cfg, self.old, 1)
+    self.old = finished(cfg, lambda work, *_: train.save(
+        work.folder / 'model.npz', {'table': np.zeros((1, 25, 3))}), etegrec_train.settings)
     cfg = self.later(cfg)
     catalog = loading.load_for_config(cfg).catalog
     self.assertIsNotNone(etegrec_train.open_start(cfg, catalog))

@@ -105,7 +105,10 @@ def prepare(open_source: Callable[[], raw_reader.Source], out: raw_reader.Path, 
               'items_not_in_the_items_file': sum(
                   i.listed is None and i.met is not None for i in items),
               'unlisted': _unlisted_examples(items),
-              'untitled': _count_untitled(items, rules.all_items), 'steps': steps,
+              'untitled': _count_untitled(items, rules.all_items),
+              'items_left_out': sum(
+                  i.listed is not None and not (i.kept or rules.all_items) for i in items),
+              'steps': steps,
               'written': written, 'update': {}}
     file_io.write_text(folder / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report

@@ -74,7 +74,8 @@ def prepare(source: raw_reader.Source, out: raw_reader.Path, rules: Rules = DEFA
               'times': time_range(scale, *ends), 'repeated': repeated,
               'items_not_in_the_items_file': _count_unlisted(con),
               'unlisted': _unlisted_examples(con),
-              'untitled': _count_untitled(con, rules.all_items), 'steps': steps,
+              'untitled': _count_untitled(con, rules.all_items),
+              'items_left_out': _count_left_out(con, rules.all_items), 'steps': steps,
               'written': written, 'update': fates}
     file_io.write_text(folder / 'prepared.json', json.dumps(report, indent=2) + '\n')
   return report
@@ -261,6 +262,14 @@ def _count_untitled(con: Connection, all_items: bool) -> int:
   """How many of the items that are written have no title."""
   condition = '' if all_items else 'AND (before IS NOT NULL OR i IN (SELECT i FROM kept))'
   return con.sql(f'SELECT count(*) FROM items WHERE NOT titled {condition}').fetchall()[0][0]
+
+
+def _count_left_out(con: Connection, all_items: bool) -> int:
+  """How many items of the items file are not written, since no interaction of theirs is left."""
+  if all_items:
+    return 0
+  return con.sql('SELECT count(*) FROM items WHERE listed IS NOT NULL AND before IS NULL '
+                 'AND i NOT IN (SELECT i FROM kept)').fetchall()[0][0]
 
 
 def _unlisted_examples(con: Connection) -> dict[str, list[str]]:

@@ -119,6 +119,9 @@ def report_page(name: str, report: dict, expected: tuple[int, int, int] | None) 
   lines += ['', f'{last["interactions"] / last["users"]:.2f} interactions a user, '
             f'{last["interactions"] / last["items"]:.2f} an item; {report["written"]["items"]:,} '
             'items written.']
+  if report['items_left_out']:
+    lines += [f'Left out of the items file: {report["items_left_out"]:,}, of which no interaction '
+              'is left; `--all-items` keeps them, for methods that read texts.']
   if expected:
     sizes = (last['users'], last['items'], last['interactions'])
     same = all(e in (0, g) for e, g in zip(expected, sizes))

@@ -108,6 +108,7 @@ class FunnelTest(parameterized.TestCase):
     last = report['steps'][-1]
     self.assertEqual((last['users'], last['items'], last['interactions']),
                      (len(want), len(met), sum(map(len, want.values()))))
+    self.assertEqual(report['items_left_out'], len(set(listed) - met))
 
   @parameterized.parameters('jsonl', 'jsonl.gz', 'parquet')
   def test_layouts_hold_the_same_data_in_many_blocks(self, layout):
@@ -138,6 +139,11 @@ class FunnelTest(parameterized.TestCase):
     self.assertEqual(loading.load_data(out).catalog.columns['title'], ['Y', 'X'])
     self.assertEqual(report['bad']['items']['given_twice'], 1)
     self.assertEqual(report['items_not_in_the_items_file'], 0)
+    self.assertEqual(report['items_left_out'], 0)
+    out, report = self.prepare([('u', 'x', 1, 1.0)], goods)
+    self.assertEqual(loading.load_data(out).catalog.columns['title'], ['X'])
+    self.assertEqual(report['items_left_out'], 1)  # y
+    self.assertIn('Left out of the items file: 1,', report_lib.report_page('d', report, None))
 
   def test_an_update_keeps_numbers_and_retires_what_is_gone(self):
     folder = self.create_tempdir().full_path
