@@ -299,6 +299,13 @@ def absent(path: str | os.PathLike, flag: str, source: str | os.PathLike | None 
   parent = path.absolute().parent
   while folder and not os.path.lexists(parent):
     parent = parent.parent
+  need_folder(path, flag, parent)
+
+
+def need_folder(path: pathlib.Path, flag: str, parent: pathlib.Path | None = None) -> None:
+  """Raises ConfigError where the folder of a file to be written is not there. path: that `flag`
+  named. parent: that folder, or the one that must be there."""
+  parent = parent or path.absolute().parent
   if not parent.is_dir():
     what = 'is no folder' if parent.exists() else 'does not exist'
     raise ConfigError(f'{flag}={path}: {parent} {what}; make it first')

@@ -6,7 +6,6 @@ says where it writes, or ''), `add_flags` and `run`.
 import argparse
 import contextlib
 import os
-import pathlib
 import sys
 
 import recjax
@@ -93,20 +92,18 @@ def main() -> None:
 
 
 def call_verb(args: argparse.Namespace) -> None:
-  """Runs a verb; the folder that it writes to is made first. args: of the command line. Raises
-  WorkdirError that names what it writes to where the disk is full."""
+  """Runs a verb. args: of the command line. Raises WorkdirError that names what it writes to where
+  the disk is full."""
   verb = VERBS[args.verb]
   if args.verb in COMPILING:  # read where JAX is imported, here and in the processes of a server
     os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(file_io.cache_folder() / 'xla'))
-  target = getattr(args, verb.WRITES, '')
   try:
-    if target:  # before an hour of work rather than after it
-      pathlib.Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if args.verb in OPEN_ENDED else progress.printing(args.verb):
       verb.run(args)
   except errors.UserError:
     raise
   except Exception as error:
+    target = getattr(args, verb.WRITES, '')
     fault = target and errors.disk_fault(error)
     if not fault:
       raise

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from recjax import run_files
 from recjax.errors import ConfigError
 
 HELP = 'what users did: to train on, and to judge models by'
@@ -67,6 +68,7 @@ def export_log(store: Any, args: argparse.Namespace) -> None:
   out = pathlib.Path(args.out)
   if not out.name.endswith(('.jsonl', '.jsonl.gz', '.parquet')):
     raise ConfigError(f'--out={out}: name a file that ends in .jsonl, .jsonl.gz or .parquet')
+  run_files.need_folder(out, '--out')
   data = load_old(args.data) if args.data else None
   unit = user_histories.time_unit(data.interactions) if data else 's'
   counts = [0, 0]

@@ -319,6 +319,8 @@ def clean_id(value: object, name: str, counts: collections.Counter | None = None
   if not isinstance(value, str) or not (value if exact else value.strip()):
     empty = value is None or isinstance(value, str) or value != value
     raise ValueError(f'{name} is {"empty" if empty else "neither a text nor a whole number"}')
+  if not exact and value[-1:] == '\t':  # so that spreadsheets take long numbers for texts
+    value = value.rstrip('\t')
   if not value.isprintable() and (
       _SURROGATE.search(value) or not exact and _CONTROL.search(value)):
     raise ValueError(f'{name} holds control signs or half a surrogate pair')

@@ -78,7 +78,8 @@ def choose_query(address: str, part: str, shown: str,
               for name in (*inspector.get_table_names(), *inspector.get_view_names())}
     quote = con.dialect.identifier_preparer.quote_identifier
     found = [part] if part in tables else [
-        name for name, columns in tables.items() if not part and fits(columns)]
+        name for name, columns in tables.items() if not part and (
+            fits(columns) or len(tables) == 1)]
     if len(found) == 1:
       return f'SELECT * FROM {quote(found[0])}', f'table {found[0]} of a database'
     if re.fullmatch(r'\w+\.\w+', part):  # in another schema

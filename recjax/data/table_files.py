@@ -16,6 +16,7 @@ from recjax.data.duckdb_database import Dialect
 from recjax.errors import ConfigError, DataError
 
 Fits = Callable[[list[str]], bool]
+Recognized = Callable[[list[str]], int]
 
 SNIFFED_LINES = 2000
 TITLE_LINES = 30  # among which the names of the columns are looked for
@@ -67,12 +68,14 @@ class Table:
 
 
 def open_table(path: raw_reader.Path, sep: str = '', encoding: str = '', part: str = '',
-               fits: Fits = lambda columns: True) -> Table:
+               fits: Fits = lambda columns: True,
+               recognized: Recognized = len) -> Table:
   """The table at `path`, a file or the address of a database.
 
   sep, encoding: of a text, '' to find them. part: the table or sheet that is meant, or a query.
   fits: says whether columns of those names are of the table that is meant, where a database or a
-  workbook holds several. Raises DataError for what is no table, ConfigError where several could be
+  workbook holds several. recognized: how many names of columns are words that are known, which
+  tells encodings apart. Raises DataError for what is no table, ConfigError where several could be
   meant.
   """
   if databases.is_address(path):
@@ -98,7 +101,7 @@ def open_table(path: raw_reader.Path, sep: str = '', encoding: str = '', part: s
       return Table(str(path), '.json' + raw_reader.ARRAY, found=('a JSON array',))
     if kind == '.jsonl' or first.lstrip()[:1] == b'{':
       return Table(str(path), '.jsonl', found=('JSON Lines',))
-  return _text_table(path, sep, encoding, fits)
+  return _text_table(path, sep, encoding, fits, recognized)
 
 
 def regular_file(path: raw_reader.Path) -> pathlib.Path:
@@ -136,9 +139,10 @@ def _database(address: str, part: str, fits: Fits,
   return Table(shown, 'database', part=query, found=(found,), hidden=address)
 
 
-def _text_table(path: pathlib.Path, sep: str, encoding: str, fits: Fits) -> Table:
-  """A text whose columns are separated by a sign. sep, encoding, fits: as of `open_table`."""
-  encoding, found = (encoding, []) if encoding else find_encoding(path, fits)
+def _text_table(path: pathlib.Path, sep: str, encoding: str, fits: Fits,
+                recognized: Recognized) -> Table:
+  """A text whose columns are separated by a sign. Parameters: as of `open_table`."""
+  encoding, found = (encoding, []) if encoding else find_encoding(path, fits, recognized)
   decode = raw_reader.byte_encoding(encoding)
   lines = [line.decode(decode, 'replace').rstrip('\r\n') for _, line in itertools.islice(
       raw_reader.read_lines(path, encoding=encoding), SNIFFED_LINES) if line is not None]
@@ -195,11 +199,13 @@ def has_names(line: str, sep: str) -> bool:
   return not any(re.fullmatch(r'[\d.,:/ +-]*', field) for field in fields[1:])
 
 
-def find_encoding(path: pathlib.Path, fits: Fits) -> tuple[str, list[str]]:
+def find_encoding(path: pathlib.Path, fits: Fits,
+                  recognized: Recognized = len) -> tuple[str, list[str]]:
   """The encoding of the text at `path`, and how it was told, in words.
 
   UTF-8 where most lines with letters beyond ASCII are; else what explains those letters best, and
-  where several do, makes names of columns that `fits` knows, or is most usual.
+  where several do, makes names of columns that `fits` knows, and `recognized` most of, or is most
+  usual.
   """
   good, odd = 0, []
   for _, line in itertools.islice(raw_reader.read_lines(path), ENCODING_LINES):
@@ -220,8 +226,11 @@ def find_encoding(path: pathlib.Path, fits: Fits) -> tuple[str, list[str]]:
            for name in (match.encoding, *match.could_be_from_charset)}
   names = [name for name in ENCODINGS if name in alike]
   if names:  # the first such line may be that of the names
-    names.sort(key=lambda name: not _by_names([odd[0].decode(name, 'replace').strip()], SEPARATORS,
-                                              fits))
+    def known(name: str) -> tuple[bool, int]:
+      line = odd[0].decode(name, 'replace').strip()
+      return bool(_by_names([line], SEPARATORS, fits)), max(
+          recognized([part.strip('"') for part in line.split(sign)]) for sign in SEPARATORS)
+    names.sort(key=known, reverse=True)
   if not names:
     raise ConfigError(f'{path} is not UTF-8, and what it is cannot be told; name it, as in '
                       '--encoding=cp1252')

@@ -9,6 +9,7 @@ import decimal
 import functools
 import pathlib
 import re
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -47,10 +48,22 @@ _PARTED = re.compile(r'(\d{1,4})([./-])(\d{1,2})\2(\d{1,4})(?:(?:[T ]|, ?)\s*(\S
 _WEEKDAY = r'(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*,? +)?'
 _DAY_MONTH = re.compile(_WEEKDAY + r'(\d{1,2})[ -]([a-z]{3,9})\.?[ ,-]+(\d{4}|\d\d)(?:,? +(\S.*))?',
                         re.IGNORECASE)
-_MONTH_DAY = re.compile(_WEEKDAY + r'([a-z]{3,9})\.?[ -]+(\d{1,2})(?:st|nd|rd|th)?,?[ -]+(\d{4})'
-                        r'(?:,? +(\S.*))?', re.IGNORECASE)
+_MONTH_DAY = re.compile(_WEEKDAY + r'([a-z]{3,9})\.?[ -]+(\d{1,2})(?:st|nd|rd|th)?,?[ -]+'
+                        r'(\d{4}|\d\d)(?:,? +(\S.*))?', re.IGNORECASE)
 _CTIME = re.compile(_WEEKDAY + r'([a-z]{3}) +(\d{1,2}) +(\d[\d:]+)((?: +\S+)?) +(\d{4})',
                     re.IGNORECASE)
+_ROMANCE = re.compile(r'(\d{1,2})\.?(?: de)? ([^\W\d_]{3,12})\.?(?: de)? (\d{4})'
+                      r'(?:(?:,| a las?| um| à)? +(\d{1,2}:\S+))?(?: *(?:hs?|uhr)\.?)?',
+                      re.IGNORECASE)
+# Beginnings of months in other languages, as long as they tell them apart; 'listopad' is November
+# to some and October to others.
+_MONTH_STEMS = (
+    ('ene', 'janv', 'jän', 'jan', 'gen', 'sty', 'янв'), ('feb', 'fev', 'fév', 'lut', 'фев'),
+    ('mar', 'mär', 'maa', 'mrt', 'мар'), ('abr', 'avr', 'apr', 'kwi', 'апр'),
+    ('may', 'mai', 'mei', 'mag', 'maj', 'мая', 'май'), ('jun', 'juin', 'giu', 'cze', 'июн'),
+    ('jul', 'juil', 'lug', 'lipc', 'июл'), ('ago', 'aoû', 'aou', 'aug', 'sie', 'авг'),
+    ('sep', 'set', 'wrz', 'сен'), ('oct', 'out', 'okt', 'ott', 'paź', 'окт'),
+    ('nov', 'ноя'), ('dic', 'déc', 'dec', 'dez', 'gru', 'дек'))
 _AMAZON = re.compile(r'(\d{1,2}) (\d{1,2}), (\d{4})')
 
 
@@ -159,8 +172,8 @@ def _numeric_date(text: str, order: str) -> tuple[str, int | None, bool] | None:
   if not match:
     return None
   a, sign, b, c, clock = match.groups()
-  if sign == '.' and len(a) <= 2 and len(c) == 2:  # with other signs the year may stand first
-    c = _century(c)
+  if len(a) <= 2 and len(c) == 2 and (sign == '.' or sign == '/' and int(a) <= 12):
+    c = _century(c)  # otherwise the year may stand first
   if len(a) == 4 and len(c) <= 2:
     return 'iso', *_date_seconds(a, b, c, clock)
   if len(a) > 2 or len(c) != 4:
@@ -186,13 +199,24 @@ def _worded_date(text: str) -> tuple[str, int, bool] | None:
     clock = time_of_day + zone
   elif match := _MONTH_DAY.fullmatch(text):
     month, day, year, clock = match.groups()
+    year = _century(year)
+  elif match := _ROMANCE.fullmatch(text):
+    day, month, year, clock = match.groups()
   elif match := _AMAZON.fullmatch(text):
     return 'words', *_date_seconds(match[3], match[1], match[2], '')
   else:
     return None
-  names = [n for n, name in enumerate(_MONTHS, 1)
-           if month.lower() in (name, name[:3], name[:4] if n == 9 else name)]
-  return ('words', *_date_seconds(year, names[0], day, clock)) if names else None
+  number = _month(month.lower())
+  return ('words', *_date_seconds(year, number, day, clock)) if number else None
+
+
+def _month(name: str) -> int:
+  """The number of a month by its name or abbreviation, 0 for other words. name: in small letters.
+  """
+  for number, english in enumerate(_MONTHS, 1):
+    if name in (english, english[:3], english[:4] if number == 9 else english):
+      return number
+  return next((number for number, stems in enumerate(_MONTH_STEMS, 1) if name.startswith(stems)), 0)
 
 
 @functools.lru_cache(1 << 15)
@@ -294,11 +318,26 @@ class ColumnProfile:
     """How many values were counted."""
     return sum(profile.count for profile in self.kinds.values())
 
+  def _numbered(self, kind: str) -> bool:
+    """Whether numbers that could be times since 1970 are those of orders: of years to come, or all
+    but one moment."""
+    profile, unit = self.kinds[kind], UNITS.get(kind, 0)
+    if not unit or profile.greatest is None or profile.least is None:
+      return False
+    return profile.greatest > (time.time() + 2 * 366 * DAY) * unit or (
+        profile.count >= 20 and profile.greatest - profile.least < 60 * unit)
+
   def like_times(self) -> bool:
     """Whether nearly all values are dates, or numbers that are plausible as times."""
     likely = sum(profile.count for kind, profile in self.kinds.items()
-               if kind not in ('number', 'clock', ''))
+               if kind not in ('number', 'clock', '') and not self._numbered(kind))
     return bool(self.total()) and likely >= (1 - MAX_STRAYS) * self.total()
+
+  def days_alone(self) -> bool:
+    """Whether no value has a time of day."""
+    return all(kind in ('ymd', 'days') or kind not in NUMERIC and all(
+        end is None or end % DAY == 0 for end in (profile.least, profile.greatest))
+        for kind, profile in self.kinds.items())
 
   def dated(self) -> bool:
     """Whether nearly all values are texts of dates."""

@@ -458,5 +458,94 @@ class PostgresTest(DatabaseCase, databases.WithDatabases):
       self.assertNotIn('cret', said)
 
 
+@absltest.skipUnless(has('duckdb', 'charset_normalizer'), 'needs: pip install "recjax[data]"')
+class ChoiceTest(Exports):
+  """Columns that names alone would choose wrongly: files that failed, made small."""
+
+  def write(self, name, head, line, encoding='utf-8', sep=';'):
+    path = self.folder / name
+    path.write_bytes(text(sep, head.replace(';', sep), line, encoding))
+    return path
+
+  def right(self, path, *flags):
+    code, said = self.prepare(path, '--yes', *flags)
+    self.assertEqual(code, 0, said)
+    self.check(loading.load_data(self.out))
+    return said
+
+  def test_a_number_that_each_line_has_for_itself_is_no_item(self):
+    path = self.write('magento.csv', 'item_id;order_id;product_id;customer_id;created_at',
+                      lambda u, i, t, q, p: f'{stamp(t)};{stamp(t) // 9};{i};{u};{t}')
+    self.assertIn('product_id   is item', self.right(path))
+
+  def test_notes_and_empty_columns_are_no_users(self):
+    path = self.write('woo.csv', 'Customer Note;user_id;Email (Billing);SKU;Order Date',
+                      lambda u, i, t, q, p: f'{"please ring" * (q > 2)};;{u};{i};{t}')
+    self.assertIn('Email (Billing)  is user', self.right(path))
+
+  def test_guests_and_lines_of_sums_are_left_out_and_told(self):
+    path = self.write('square.csv', 'Customer ID;SKU;Date',
+                      lambda u, i, t, q, p: f'{u};{i};{t}')
+    path.write_text(path.read_text() + f';A-000;{START}\n' * 3 + f'1001;;{START}\n' * 3)
+    said = self.right(path)
+    self.assertIn('left out: 3 rows, Customer ID is empty', said)
+    self.assertIn('left out: 3 rows, SKU is empty', said)
+
+  def test_the_state_of_an_order_holds_for_all_its_lines(self):
+    path = self.write('shopify.csv', 'Name;Email;Financial Status;Created at;Lineitem name;'
+                      'Lineitem sku', lambda u, i, t, q, p: f'#{stamp(t)};{u};paid;{t};x;{i}')
+    path.write_text(path.read_text() + f'#9;1001;refunded;{START};x;A-000\n#9;1001;;;x;A-001\n')
+    self.assertIn('left out: 2 rows, returns: refunded', self.right(path))
+
+  @parameterized.parameters(
+      ('Bezahlt am', 'Auftragsdatum', 'Kundennummer', 'Artikelnummer', 'cp1252'),
+      ('Data wysy\u0142ki', 'Data z\u0142o\u017cenia', 'Login klienta', 'SKU', 'cp1250'),
+      ('\xd6deme Tarihi', 'Sipari\u015f Tarihi', '\xdcye ID', 'Stok Kodu', 'iso-8859-9'),
+      ('Date de livraison', 'Date', 'ID client', 'R\xe9f\xe9rence produit', 'cp1252'),
+      ('\uacb0\uc81c\uc77c\uc2dc', '\uc8fc\ubb38\uc77c\uc2dc', '\uc8fc\ubb38\uc790ID',
+       '\uc0c1\ud488\ucf54\ub4dc', 'cp949'),
+      ('\u767a\u9001\u5b8c\u4e86\u65e5\u6642', '\u6ce8\u6587\u65e5\u6642',
+       '\u6ce8\u6587\u8005\u30e1\u30fc\u30eb\u30a2\u30c9\u30ec\u30b9',
+       '\u5546\u54c1\u7ba1\u7406\u756a\u53f7', 'cp932'),
+      ('\u8ba2\u5355\u4ed8\u6b3e\u65f6\u95f4', '\u8ba2\u5355\u521b\u5efa\u65f6\u95f4',
+       '\u4e70\u5bb6\u4f1a\u5458\u540d', '\u5546\u54c1ID', 'gb18030'),
+      ('\u0414\u0430\u0442\u0430 \u043e\u043f\u043b\u0430\u0442\u044b',
+       '\u0414\u0430\u0442\u0430', '\u041a\u043e\u043d\u0442\u0440\u0430\u0433\u0435\u043d'
+       '\u0442', '\u041d\u043e\u043c\u0435\u043d\u043a\u043b\u0430\u0442\u0443\u0440\u0430.'
+       '\u041a\u043e\u0434', 'cp1251'),
+      ('\u0397\u03bc/\u03bd\u03af\u03b1 \u03a0\u03b1\u03c1\u03ac\u03b4\u03bf\u03c3\u03b7'
+       '\u03c2', '\u0397\u03bc/\u03bd\u03af\u03b1', '\u039a\u03c9\u03b4. \u03a0\u03b5\u03bb'
+       '\u03ac\u03c4\u03b7', '\u039a\u03c9\u03b4. \u0395\u03af\u03b4\u03bf\u03c5\u03c2',
+       'cp1253'))
+  def test_the_order_comes_before_payment_and_shipping(self, later, when, user, item, encoding):
+    path = self.write(f'{encoding}.csv', f'{later};{user};EAN;{item};{when}', lambda u, i, t, q, p:
+                      f'{t + 40 * HOUR};{u};40{i[2:]};{i};{t}', encoding)
+    self.assertIn(f'{when}', self.right(path))
+
+  def test_things_of_an_order_that_stand_in_a_list(self):
+    path = self.folder / 'orders.jsonl'
+    path.write_text(''.join(json.dumps({
+        'user_id': None, 'user_pseudo_id': str(u), 'event_date': f'{t:%Y%m%d}',
+        'event_timestamp': stamp(t) * 10 ** 6, 'event_params': [{'key': 'a', 'value': {'x': 1}}],
+        'items': [{'item_id': i, 'price': p}, *([{'item_id': i, 'price': p}] * (u == 1001))]})
+                            + '\n' for u, i, t, q, p in ROWS))
+    code, said = self.prepare(path, '--yes')
+    self.assertEqual(code, 0, said)
+    data = loading.load_data(self.out)
+    self.assertLen(data.interactions.items, len(ROWS) + sum(row[0] == 1001 for row in ROWS))
+    self.assertIn('event_timestamp', said)
+
+  def test_numbers_of_orders_are_no_times_and_the_only_table_is_meant(self):
+    path = self.folder / 'shop.sqlite'
+    con = sqlite3.connect(path)
+    con.execute('CREATE TABLE bestellingen (verkoop, klantnr, artikelnr, ean, besteldatum)')
+    con.executemany('INSERT INTO bestellingen VALUES (?, ?, ?, ?, ?)', [
+        (2_000_007_000_000_000 + n, u, i, '871' + i[2:], f'{t.day}-{t.month}-{t.year} {t:%H:%M}')
+        for n, (u, i, t, q, p) in enumerate(ROWS)])
+    con.commit()
+    con.close()
+    self.assertIn('artikelnr', self.right(path))
+
+
 if __name__ == '__main__':
   absltest.main()

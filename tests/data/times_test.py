@@ -15,6 +15,10 @@ DAY = datetime.datetime(2024, 1, 31, tzinfo=datetime.UTC)
 AT = int(DAY.timestamp())
 
 
+def seconds(*when):
+  return int(datetime.datetime(*when, tzinfo=datetime.UTC).timestamp())
+
+
 def decide(values, form='', column='when'):
   profile = times.ColumnProfile()
   for line, value in enumerate(values, 2):
@@ -116,8 +120,32 @@ class TimesTest(parameterized.TestCase):
       with self.assertRaises(ValueError):
         clock.read('13/13/2024')
 
+  def test_a_year_of_two_digits_behind_bars_is_one_where_no_year_can_stand_first(self):
+    clock, _ = decide(['12/31/24', '01/02/25'])
+    self.assertEqual([clock.read(text) for text in ('12/31/24', '01/02/25')],
+                     [seconds(2024, 12, 31), seconds(2025, 1, 2)])
+    with self.assertRaisesRegex(ConfigError, '--time-format=d/m/y'):
+      decide(['01/02/25', '03/04/25'])
+
+  @parameterized.parameters(
+      ('20 de junio de 2024 12:11 hs.', 2024, 6, 20, 12, 11), ('3 août 2024', 2024, 8, 3),
+      ('1 de março de 2024', 2024, 3, 1), ('7. Mai 2024 9:05 Uhr', 2024, 5, 7, 9, 5),
+      ('12 gennaio 2024', 2024, 1, 12), ('5 września 2024 18:30', 2024, 9, 5, 18, 30),
+      ('9 мая 2024', 2024, 5, 9), ('2 maart 2024', 2024, 3, 2), ('Jun-17-24', 2024, 6, 17))
+  def test_months_have_names_in_many_languages(self, text, *when):
+    clock, _ = decide([text] * 3)
+    self.assertEqual(clock.read(text), seconds(*when))
+
+  def test_numbers_of_orders_are_no_times(self):
+    for numbers in (range(2_000_007_000_000_000, 2_000_007_000_000_040), range(1_700_000_000,
+                                                                              1_700_000_040)):
+      profile = times.ColumnProfile()
+      for line, number in enumerate(numbers):
+        profile.add(str(number), line)
+      self.assertFalse(profile.like_times())
+
   def test_what_is_no_time_is_refused(self):
-    for values in (['soon', 'later'], ['10:00', '11:00'], ['12/31/24', '01/01/25'],
+    for values in (['soon', 'later'], ['10:00', '11:00'], ['24/12/31', '25/01/01'],
                    ['24-12-31', '25-01-01']):
       with self.assertRaisesRegex(DataError, r'line 2, 3.*--time-format'):
         decide(values)

@@ -337,8 +337,11 @@ class ExportTest(parameterized.TestCase):
                   event('3', 'u2', 'e', time_ms=base), event('4', 'u2', 'f', 'view', base),
                   event('5', 'u9', 'new', time_ms=base + 1)]])
     store.close()
+    with self.assertRaises(SystemExit):  # a/new does not exist; make it first
+      self.run_cli('events', 'export', f'--events={folder}/events.sqlite',
+                   f'--data={folder}/old', f'--out={folder}/a/new/log.jsonl')
     told = self.run_cli('events', 'export', f'--events={folder}/events.sqlite',
-                        f'--data={folder}/old', f'--out={folder}/a/new/log.jsonl')
+                        f'--data={folder}/old', f'--out={folder}/log.jsonl')
     self.assertIn(f'9 interactions of {folder}/old and 4 events', told)
     command = told.splitlines()[-1].split()
     self.assertEqual(command[:3], ['recjax', 'prepare', 'table'])

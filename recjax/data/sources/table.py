@@ -45,8 +45,8 @@ def source(interactions: raw_reader.Path, items: raw_reader.Path = '', columns: 
   sep = {'\\t': '\t', 'tab': '\t'}.get(sep, sep)
   check_encoding(encoding)
   log = _Log(table_files.open_table(interactions, sep, encoding, query,
-                                    column_names.fits_interactions), header, columns, order,
-             time_format, events, ask, tick)
+                                    column_names.fits_interactions, column_names.recognized),
+             header, columns, order, time_format, events, ask, tick)
   table = _items_table(items, sep, encoding, items_query, log.table)
   goods = _Items(table, item_columns, list_sep) if table else None
   notes = {'interactions': log.notes, 'items': goods.notes if goods else {}}
@@ -62,14 +62,16 @@ def _items_table(items: raw_reader.Path, sep: str, encoding: str, query: str,
   items, sep, encoding, query: as of `source`.
   """
   if items:
-    return table_files.open_table(items, sep, encoding, query, column_names.fits_items)
+    return table_files.open_table(items, sep, encoding, query, column_names.fits_items,
+                                  column_names.recognized)
   if log.kind not in ('workbook', 'database'):
     if query:
       raise ConfigError('--items-query is for --items, or for a database or workbook')
     return None
   try:
-    return table_files.open_table(log.hidden or log.path, part=query, fits=lambda names: len(
+    found = table_files.open_table(log.hidden or log.path, part=query, fits=lambda names: len(
         names) > 1 and column_names.fits_items(names))
+    return None if found.part == log.part and not query else found
   except ConfigError:
     if query:
       raise
@@ -96,10 +98,15 @@ class _Log:
     if table.headless and not self.names:
       self.names = self._guessed_names()
     table = self.table
-    self.sample, first = peek(table.read(self.names), table.place)
+    self.nested = ''
+    self.sample, first = peek(self._lines(), table.place)
+    self.nested = column_names.nested_items([row for _, row in self.sample])
+    if self.nested:
+      self.sample, first = peek(self._lines(), table.place)
     named = column_names.parse_pairs(columns)
     self.columns = choose_columns(first, INTERACTION_NAMES, named, table.path, '--columns',
-                                  ('user', 'item'), ask, self.how)
+                                  ('user', 'item'), ask, self.how,
+                                  [row for _, row in self.sample])
     self._check_kinds(named, events)
     self.columns['time'] = self._time_column(named, order)
     self.rule = event_rules.Rule(self.columns['event'], self.columns['quantity'], events)
@@ -111,8 +118,9 @@ class _Log:
                         'read': '; '.join(table.found), 'ids': collections.Counter()}
 
   def read(self, tick: raw_reader.Tick | None = None) -> Iterator[raw_reader.Row]:
-    """All rows, a date and an hour of two columns joined."""
-    rows, time = self.table.read(self.names, tick=tick), self.columns['time']
+    """All rows, a date and an hour of two columns joined, what holds for an order on all of
+    its lines."""
+    rows, time = self._with_orders(self._lines(tick)), self.columns['time']
     parts = time.split('+')
     if time in self.sample[0][1] or len(parts) == 1:
       yield from rows
@@ -120,6 +128,52 @@ class _Log:
     for number, row, reason in rows:
       if row is not None:
         row[time] = ' '.join(str(row.get(part) or '').strip() for part in parts).strip()
+      yield number, row, reason
+
+  def _lines(self, tick: raw_reader.Tick | None = None) -> Iterator[raw_reader.Row]:
+    """The rows of the table, one for each thing of an order that holds a list of them."""
+    if not self.nested:
+      yield from self.table.read(self.names, tick=tick)
+      return
+    outer, _, key = self.nested.rpartition('.')
+    for number, row, reason in self.table.read(self.names, tick=tick):
+      if row is None:
+        yield number, row, reason
+        continue
+      if outer and isinstance(row.get(outer), dict):
+        within = row.pop(outer)
+        parts = within.get(key)
+        row |= {f'{outer}.{name}': value for name, value in within.items() if name != key}
+      else:
+        parts = row.pop(key, None)
+      if not isinstance(parts, list):
+        yield number, row, reason
+        continue
+      for part in parts:
+        if isinstance(part, dict):
+          inner = {name if name not in row else f'{key}.{name}': value
+                   for name, value in part.items()}
+          yield number, {**row, **inner}, reason
+
+  def _with_orders(self, rows: Iterator[raw_reader.Row]) -> Iterator[raw_reader.Row]:
+    """The rows with what holds for an order on each of its lines: some systems write its user, time
+    and state on the first alone."""
+    order = column_names.order_column([row for _, row in self.sample])
+    held = [part for ours in ('user', 'time', 'event')
+            for part in self.columns[ours].split('+') if part and part != order]
+    if not order:
+      yield from rows
+      return
+    current, known = None, {}
+    for number, row, reason in rows:
+      if row is not None:
+        if row.get(order) != current or current in (None, ''):
+          current, known = row.get(order), {}
+        for name in held:
+          if row.get(name) in (None, ''):
+            row[name] = known.get(name, row.get(name))
+          else:
+            known.setdefault(name, row[name])
       yield number, row, reason
 
   def _guessed_names(self) -> list[str]:
@@ -197,6 +251,9 @@ class _Log:
     for number, row, _ in self.read(_half(self.tick, 0)):
       if row is None:
         continue
+      if lacking := self._lacking(row):
+        left_out[lacking] += 1
+        continue
       if counted := self.rule.count(row).left_out:
         left_out[counted] += 1
         continue
@@ -239,13 +296,28 @@ class _Log:
         self.table.place, self._counting(rows), self.columns['user'], self.columns['item'],
         self.columns['time'], rating, parser, ids, whole)
 
+  @functools.cached_property
+  def _anonymous(self) -> list[str]:
+    """Columns of user and item that some rows lack, as purchases of guests and lines of sums do:
+    more than one in twenty, and no more than half."""
+    columns = [self.columns[ours] for ours in ('user', 'item')]
+    empty = [sum(row.get(name) in (None, '') for _, row in self.sample) for name in columns]
+    return [name for name, count in zip(columns, empty)
+            if .05 * len(self.sample) < count <= .5 * len(self.sample)]
+
+  def _lacking(self, row: dict) -> str:
+    """Why a row is no purchase of somebody, '' where it could be."""
+    return next((f'{name} is empty' for name in self._anonymous if row.get(name) in (None, '')), '')
+
   def _counting(self, rows: Iterator[raw_reader.Row]) -> Iterator[raw_reader.Row]:
     """The rows that count; of the others the first reading told how many."""
-    if not (self.rule.event or self.rule.quantity):
+    if not (self.rule.event or self.rule.quantity or self._anonymous):
       yield from rows
       return
     for number, row, reason in rows:
       if row is not None:
+        if self._lacking(row):
+          continue
         counted = self.rule.count(row)
         if counted.left_out:
           continue
@@ -407,16 +479,25 @@ def peek(rows: Iterator[raw_reader.Row], path: str) -> tuple[list[tuple[int, dic
 
 def choose_columns(row: dict, known: dict[str, Collection[str]], named: dict[str, str], path: str,
                    flag: str, needed: Collection[str], ask: asking.Ask,
-                   how: dict[str, str]) -> dict[str, str]:
+                   how: dict[str, str], rows: Collection[dict] = ()) -> dict[str, str]:
   """Which column of `row` is meant by each of our names, '' for none.
 
   known: usual spellings of each. named: those that the command line names by `flag`, also beyond
   `known`. path: the table, for messages. needed: ours that must be found. ask: as of `source`. how:
-  is told how each was found. Raises ConfigError.
+  is told how each was found. rows: a sample, of whose values some can be no ids. Raises
+  ConfigError.
   """
   free = [name for name in row if name not in named.values()]
-  columns = column_names.find(free, {ours: spellings for ours, spellings in known.items()
-                                     if ours not in named})
+  wanted = {ours: spellings for ours, spellings in known.items() if ours not in named}
+  unlike = column_names.unlike_ids(rows, free) if rows else set()
+  unfit = {'user': unlike, 'item': unlike}
+  columns = column_names.find(free, wanted, unfit)
+  for ours in ('user', 'item'):  # a number that each line has for itself is the line's
+    theirs = columns.get(ours, '')
+    if theirs and column_names.one_each(rows, theirs):
+      others = column_names.find(free, wanted, {**unfit, ours: {*unfit[ours], *(
+          name for name in free if column_names.one_each(rows, name))}})
+      columns = others if others[ours] else columns
   how.update({ours: 'by its name' for ours, theirs in columns.items() if theirs})
   columns = dict.fromkeys(known, '') | columns
   for ours, theirs in named.items():
@@ -431,7 +512,10 @@ def choose_columns(row: dict, known: dict[str, Collection[str]], named: dict[str
     if not columns[ours]:
       headless = any(times.parse_number(str(name)) for name in row)
       options = [str(name) for name in row if name not in columns.values()]
-      likely = column_names.best(options, ours, (), 1) if known is INTERACTION_NAMES else []
+      free = [name for name in options
+              if name not in unlike and not column_names.one_each(rows, name)]
+      likely = column_names.best(free, ours, (), 2, several=True
+                                 ) if known is INTERACTION_NAMES else []
       options.sort(key=lambda name: name not in likely)
       columns[ours] = ask(
           f'{path}: which column is the {ours}? It has {", ".join(map(str, row))};', options,

@@ -25,7 +25,7 @@ from recjax.methods.reclm import (
 )
 from recjax.methods.reclm import prompts as prompts_lib
 from recjax.training import continuation
-from recjax.training.workdir import Workdir, find_stage
+from recjax.training.workdir import Workdir
 
 KS = (1, 3, 5, 10)
 
@@ -58,7 +58,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, llm_dir: Path, tuned
   extra_results = {
     'rates': rates_of(cfg, grounded, cases, lists), 'shortened_prompts': num_shortened,
     'unfinished': sum(reply.unfinished for reply in replies),
-    'rounds': judge_rounds(work, cfg, grounded, cases)}
+    'rounds': judge_rounds(work, cfg, grounded, cases), **continuation.facts(tuned_dir)}
   if cfg.eval.candidates:
     extra_results['ranking'] = judge_candidates(work, cfg, grounded, cases)
   if cfg.eval.free:
@@ -151,8 +151,7 @@ def save_results(work: Workdir, cfg: ConfigDict, dataset: Dataset, split: splits
   shown = (items, list_scores) if items.any() else ranked  # a model that writes no list has no own
   results = results_lib.save(
       work.folder, dataset, split, cfg.grounding, ranks | others, shown, protocol, (cfg.seed,),
-      tuple(k for k in KS if k <= width), **extra_results, **facts,
-      **continuation.facts(find_stage(work.path, 'tune')))
+      tuple(k for k in KS if k <= width), **extra_results, **facts)
   rows = {row: round(cells['HR@10' if width >= 10 else f'HR@{KS[0]}']['value'], 4)
           for row, cells in results['rows'].items() if row in ranks}
   return {'users': len(cases), **{f'{row} HR@10': hit_rate for row, hit_rate in rows.items()},
