@@ -121,3 +121,34 @@ def recommender(**more: Any) -> dict[str, Any]:
       train=dict(batch=256, epochs=30, patience=5, save_every=10, valid_users=1000,
                  mask_share=0.2, max_masked=50, mask_last=0.5),
       optim=dict(lr=2e-3, warmup=0, schedule='constant', decay=0.0, clip=0.0, beta2=0.98), **more)
+
+
+# What may follow the training of a recommender that generates: nothing, a policy loss, the
+# published form of one, or a preference loss.
+POLICIES = ('none', 'grpo', 'minionerec', 'dpo', 'sdpo', 'dmpo')
+
+
+def policy_tuning(kind: str, **changes: Any) -> dict[str, Any]:
+  """The group `policy`: tuning on lists that the trained model rolls out itself.
+
+  kind: of POLICIES. changes: other values. 'minionerec' is the released code of MiniOneRec (arXiv
+  2510.24431), whose rows are beams.
+
+  loss: 'none' for no such stage. Settings up to kl_clip are those of `training.policy_tuning` and
+  `training.losses.policy`. epochs: passes over the training rows; steps: 0, or a number that counts
+  instead. batch: requests of a step. eval_every: steps between validations. patience: validations
+  without a gain, 0 keeps the last weights whatever they are worth.
+  """
+  preference = kind in ('dpo', 'sdpo', 'dmpo')
+  group = dict(loss='grpo' if kind == 'minionerec' else kind, rollout='swor', rows=16,
+               reward='rank', advantage='mean', ratio='product', clip_low=0.2, clip_high=0.28,
+               average='answer', flat='drop', divergence='k2', beta=0.1 if preference else 1e-3,
+               kl_clip=10.0, nll=0.0 if preference else 0.1)
+  if preference:
+    group.update(rollout='beams', rows=4)
+  if kind == 'minionerec':
+    group.update(rollout='beams', advantage='std', ratio='token', clip_high=0.2, flat='keep',
+                 divergence='k3', nll=0.0)
+  return group | dict(epochs=1.0, steps=0, batch=64, lr=1e-4, warmup=10, schedule='cosine',
+                      decay=0.0, clip=0.3, beta2=0.999, log_every=10, save_every=100, eval_every=50,
+                      patience=4) | changes

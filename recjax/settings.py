@@ -68,17 +68,19 @@ RANGES = {
         align.warm control.users decode.diversity decode.temperature export.budget eval.candidates
         eval.cross_users eval.free eval.rounds eval.tail_item eval.tail_user eval.max_test_users
         eval.max_valid_users eval.users eval.vague eval.classical_minutes rat.alpha rat.hidden
-        rat.ids_from rat.spread
+        rat.ids_from rat.spread policy.beta policy.nll policy.steps policy.eval_every
         ret.alpha ret.hidden select.k1 select.top_k select.top_m *.api_budget *.api_price_in
         *.api_price_out semantic_ids.alpha semantic_ids.beta semantic_ids.collaborative
         semantic_ids.diversity semantic_ids.sinkhorn train.free train.gamma train.prompt''',
     'above 0': '''
         *.lr *.epochs start.epochs_share start.lr_factor *.api_timeout lora.alpha align.temperature
-        align.tau model.temperature rat.tau scft.tau semantic_ids.tau ground.step''',
+        align.tau model.temperature rat.tau scft.tau semantic_ids.tau ground.step policy.kl_clip''',
     'between 0 and 1': '''
         *loss.gbce_t *train.mask_share *train.mask_last control.share decode.alphas select.b
         *.api_failure_ratio train.candidates train.chat_share train.keep train.multi_round
         train.rule train.wishes''',
+    'at least 2': 'policy.rows',
+    'above 0 and below 1': 'policy.clip_low policy.clip_high',
     'at least 0 and below 1': '*.beta2 *model.dropout base.dropout scft.ratio',
     'above 0 and at most 1': 'decode.top_p',
     'a count, or -1 for all': 'train.sample train.valid_sample',
@@ -86,7 +88,9 @@ RANGES = {
     'between 0 and 2147483647': 'seed',
 }
 WITHIN = {
-    'at least 1': lambda x: x >= 1, 'at least 0': lambda x: x >= 0, 'above 0': lambda x: x > 0,
+    'at least 1': lambda x: x >= 1, 'at least 2': lambda x: x >= 2,
+    'above 0 and below 1': lambda x: 0 < x < 1,
+    'at least 0': lambda x: x >= 0, 'above 0': lambda x: x > 0,
     'between 0 and 1': lambda x: 0 <= x <= 1, 'at least 0 and below 1': lambda x: 0 <= x < 1,
     'above 0 and at most 1': lambda x: 0 < x <= 1,
     'a count, or -1 for all': lambda x: x >= -1,
@@ -114,6 +118,12 @@ CHOICES = {
     'lora.targets': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
     'fusion': ('none', 'pooled', 'encoder', 'prefix'),
     'grounding': ('cgen', 'ret', 'token'),
+    'policy.loss': ('none', 'grpo', 'dpo', 'pairs', 'sdpo', 'dmpo'),
+    'policy.rollout': ('swor', 'samples', 'beams'),
+    'policy.advantage': ('mean', 'std', 'loo'),
+    'policy.ratio': ('product', 'token', 'sequence'),
+    'policy.average': ('answer', 'token', 'constant'), 'policy.flat': ('drop', 'keep'),
+    'policy.divergence': ('k1', 'k2', 'k3'),
     'align.sign': ('neg', 'pos'), 'align.reduce': ('sum_levels', 'mean_levels'),
     'semantic_ids.reduction': ('mean', 'sum'), 'semantic_ids.residual': ('ste', 'sg'),
     'semantic_ids.distance': ('l2', 'dot', 'cos'), 'semantic_ids.recon': ('mse', 'l1', 'infonce'),

@@ -115,6 +115,23 @@ def list_properties(
   return values
 
 
+def concentration(items: Integer[np.ndarray, 'U K'], counts: Integer[np.ndarray, ' N']
+                  ) -> dict[str, float]:
+  """Whether lists of different users are one list: what a collapsed policy shows.
+
+  items: 1..N, 0 for an empty place. counts: training interactions of each item. ->
+    same_first    share of lists that begin with the most frequent first item
+    first_items   share of the catalog that begins a list
+    top_percent   share of answers among the one percent of items with most interactions
+  """
+  first = np.bincount(items[:, 0], minlength=len(counts) + 1)[1:]
+  popular = np.argsort(-counts, kind='stable')[:max(1, len(counts) // 100)] + 1
+  answers = items[items > 0]
+  return {'same_first': float(first.max() / max(1, first.sum())),
+          'first_items': float((first > 0).mean()),
+          'top_percent': float(np.isin(answers, popular).mean()) if len(answers) else 0.0}
+
+
 def gini(shown: Num[np.ndarray, ' N']) -> float:
   """Inequality of counts, none negative: 0 where all are equal, (N - 1) / N at the most.
 

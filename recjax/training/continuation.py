@@ -28,7 +28,7 @@ from recjax.training.workdir import DONE, Workdir, find_stage, fingerprint, save
 
 # Of methods that go on, the stages that train; the last one of a run holds its weights.
 STAGES = {'sequential': ('train',), 'bigrec': ('tune',), 'betag': ('tune',), 'reclm': ('tune',),
-          'etegrec': ('train', 'finetune'), 'llmemb': ('rat-{rat.variant}',)}
+          'etegrec': ('train', 'finetune', 'policy'), 'llmemb': ('rat-{rat.variant}',)}
 LLM_WEIGHTS = ('adapter_model.safetensors', 'model.safetensors', 'model.safetensors.index.json',
                'rows.npz', 'ret.npz')
 FACTS = 'start.json'  # in the folder of the first of them: what it went on from

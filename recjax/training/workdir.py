@@ -27,7 +27,6 @@ from recjax.run_files import DONE
 from recjax.training import job_parts
 from recjax.training.fault_tolerance import Guards
 
-TRAININGS = ('refit',)  # trainings of a stage beside its first
 HASHED = 64 << 20  # files up to this size are fingerprinted by all of their content
 
 PIECES = '.pieces'  # what a stage keeps in its folder to go on with; gone when the stage is done
@@ -238,7 +237,10 @@ class Workdir:
     """Clears what an earlier attempt with other inputs left. name: of the stage. partial: the
     folder it is made in. key: its fingerprint."""
     shutil.rmtree(partial, ignore_errors=True)
-    for training in (name, *(f'{name}.{other}' for other in TRAININGS)):
+    further = (self.path / 'checkpoints').glob(f'{name}.*')  # of `again`
+    for training in {name, *(folder.name for folder in further),
+                     *(row['stage'] for row in self.metrics()
+                       if row['stage'].startswith(f'{name}.'))}:
       shutil.rmtree(self.path / 'checkpoints' / training, ignore_errors=True)
       self.drop_metrics(training, -1)
     partial.mkdir(parents=True)
@@ -252,7 +254,8 @@ class Workdir:
 
   @contextlib.contextmanager
   def again(self, name: str) -> Iterator[None]:
-    """Inside, the running stage goes by a name of its own. name: of TRAININGS, '' for none."""
+    """Inside, the running stage goes by a name of its own. name: of that training, which has
+    checkpoints of its own; '' for none."""
     stage = self.current
     self.current = f'{stage}.{name}' if name else stage
     try:

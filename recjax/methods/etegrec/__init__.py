@@ -28,6 +28,7 @@ from recjax.methods.etegrec import (
   interests,
   item_embeddings,
   planning,
+  policy,
   report,
   tokenization,
   train,
@@ -60,9 +61,14 @@ def run(cfg: ConfigDict, work: Workdir) -> None:
     model_dir = work.stage(
       'finetune', train.finetune, train.finetune_settings(cfg), dataset, vectors_dir, ids_dir,
       interests_dir, model_dir)
+  before_dir = model_dir
+  if cfg.policy.loss != 'none':
+    model_dir = work.stage(
+      'policy', policy.stage, policy.settings(cfg), dataset, vectors_dir, ids_dir, interests_dir,
+      model_dir)
   results_dir = work.stage(
     'evaluate', evaluate.stage, evaluate.settings(cfg), dataset, vectors_dir, ids_dir,
-    interests_dir, model_dir)
+    interests_dir, model_dir, before_dir if before_dir != model_dir else None)
   work.publish(results_dir, 'results.json', 'ranks.parquet', 'predictions.parquet')
   report.write(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, results_dir)
   results.show(work, results_dir)
@@ -74,4 +80,4 @@ recommender, cost, convert = inference.recommender, planning.cost, export.conver
 def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
   config."""
-  return 'train'
+  return 'policy' if cfg.policy.loss != 'none' else 'train'

@@ -8,10 +8,12 @@ TOKENIZERS = ('rqvae', 'letter', 'rqkmeans_plus', 'rvq', 'rqkmeans', 'rkmeans', 
 
 
 def make_etegrec(arg: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', in any order, separated by commas."""
-  preset, given = base_config.parse(arg, dict(data='sample', fusion='encoder'),
-                                    dict(fusion=('none', 'pooled', 'encoder', 'prefix')))
-  c = common('etegrec', preset, given['data'], given['fusion'])
+  """arg: 'paper', 'data=FOLDER', 'fusion=SITE', 'policy=KIND', in any order, separated by commas.
+  """
+  preset, given = base_config.parse(
+      arg, dict(data='sample', fusion='encoder', policy='none'),
+      dict(fusion=('none', 'pooled', 'encoder', 'prefix'), policy=base_config.POLICIES))
+  c = common('etegrec', preset, given)
   c.split.kind = given['split']
   # weights of both alignments, after `warm` epochs. sign, reduce: 'pos' and 'mean_levels' are the
   # released code's
@@ -37,11 +39,13 @@ def make_etegrec(arg: str) -> ConfigDict:
 
 
 def make_tiger(arg: str) -> ConfigDict:
-  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', separated by commas."""
+  """arg: 'paper', 'data=FOLDER', 'tokenizer=KIND', 'fusion=SITE', 'policy=KIND', separated by
+  commas."""
   preset, given = base_config.parse(
-      arg, dict(data='sample', tokenizer='rqvae', fusion='none'),
-      dict(tokenizer=TOKENIZERS, fusion=('none', 'encoder', 'prefix')))
-  c = common('tiger', preset, given['data'], given['fusion'])
+      arg, dict(data='sample', tokenizer='rqvae', fusion='none', policy='none'),
+      dict(tokenizer=TOKENIZERS, fusion=('none', 'encoder', 'prefix'),
+           policy=base_config.POLICIES))
+  c = common('tiger', preset, given)
   c.split.kind = given['split']
   c.semantic_ids.kind = given['tokenizer']  # may be an index file too (.json)
   c.train = dict(epochs=8, patience=4, batch=128, save_every=4, valid_users=500)
@@ -60,12 +64,13 @@ def make_tiger(arg: str) -> ConfigDict:
   return c
 
 
-def common(variant: str, preset: str, data: str, fusion: str) -> ConfigDict:
+def common(variant: str, preset: str, given: dict[str, str]) -> ConfigDict:
   """What both share, the sample preset but for the first stage's rate and the test's mask.
 
-  variant: 'etegrec' or 'tiger'. preset, data, fusion: as given.
+  variant: 'etegrec' or 'tiger'. preset: 'sample' or 'paper'. given: 'data', 'fusion', 'policy'.
   """
-  c = base_config.start('etegrec', preset, data, variant=variant, fusion=fusion, seeds=1)
+  c = base_config.start('etegrec', preset, given['data'], variant=variant, fusion=given['fusion'],
+                        seeds=1)
   # source: 'train' a SASRec here, the folder of a `sequential` run, a .npy file, or 'text' with the
   # folder of a text encoder. unit: centered, mean square 1
   c.vectors = base_config.recommender(source='train', encoder='', unit=False)
@@ -87,6 +92,7 @@ def common(variant: str, preset: str, data: str, fusion: str) -> ConfigDict:
                  ffn=256, dropout=0.1, gated=False, dtype='float32', fusion_heads=4,
                  fusion_layers=3, reproduce_release=False, untied_output=False)
   c.optim = dict(lr=3e-3, warmup=50, schedule='cosine', decay=0.05, clip=1.0, beta2=0.999)
+  c.policy = base_config.policy_tuning(given['policy'])
   c.decode = dict(beams=20, batch=256)
   c.eval = dict(mask_history=preset != 'paper', save_top=20, **base_config.rows_beside())
   return c

@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from recjax.data.dataset import Dataset
-from recjax.evaluation import beside, ranking
+from recjax.evaluation import beside, metrics, ranking
 from recjax.evaluation import results as results_lib
 from recjax.methods.etegrec import beam_ranking, item_embeddings, train
 from recjax.training import auxiliary_recommender, continuation, sharded_stage
@@ -22,36 +22,43 @@ def settings(cfg: ConfigDict) -> ConfigDict:
   """What of the config decides the figures besides the trained models. cfg: the run's config."""
   names = ('variant', 'fusion', 'model', 'semantic_ids', 'decode', 'eval', 'seed', 'seeds')
   return ConfigDict({**{k: cfg[k] for k in names}, 'batch': cfg.train.batch,
-                     'normalize': beam_ranking.NORMALIZE})
+                     'normalize': beam_ranking.NORMALIZE, 'policy': policy_name(cfg.policy)})
+
+
+def policy_name(policy: ConfigDict) -> str:
+  """What a tuned row is called behind its model, '' without tuning. policy: the config's group.
+  """
+  if policy.loss == 'none':
+    return ''
+  return policy.loss if policy.rollout == 'swor' else f'{policy.loss}:{policy.rollout}'
 
 
 def row_name(cfg: ConfigDict) -> str:
-  """The row of results.json. cfg: as `settings`."""
+  """The row of results.json before any tuning. cfg: as `settings`."""
   return cfg.variant if cfg.fusion == 'none' else f'{cfg.variant}:{cfg.fusion}'
 
 
 def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib.Path,
           ids_dir: pathlib.Path, interests_dir: pathlib.Path | None,
-          model_dir: pathlib.Path) -> dict:
+          model_dir: pathlib.Path, before_dir: pathlib.Path | None = None) -> dict:
   """Ranks the test users with every seed's best epoch and writes every result file.
 
-  cfg: as `settings`. vectors_dir, ids_dir, interests_dir, model_dir: of the stages before. work: of
+  cfg: as `settings`. vectors_dir, ids_dir, interests_dir, model_dir: of the stages before.
+  before_dir: of the model that was tuned, whose row stands beside; None without tuning. work: of
   the stage. dataset: of the run. -> counts
   """
   data = train.load_training_data(with_train(cfg), dataset, vectors_dir, ids_dir, interests_dir)
   cases, num_items, row = data.split.test, len(dataset.catalog), row_name(cfg)
   best = int(np.argmax(train.validation_scores(model_dir)['NDCG@10']))
-  seed_ranks, predictions = [], None
-  with work.progress('ranking', cfg.seeds * len(cases), unit='user') as advance:
-    for seed in range(cfg.seeds):
-      items, scores = rank_test_users(
-        work, f'seed-{seed}', cfg, data, train.load_params(model_dir, seed), data.given('test'),
-        advance=advance)
-      seed_ranks.append(ranking.list_ranks(items, cases.targets, num_items))
-      if seed == best:
-        predictions = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
-  ranks, best_params = {row: np.stack(seed_ranks)}, train.load_params(model_dir, best)
-  extra_results = {'free': judge_free_beams(cfg, data, best_params)}
+  ranks, extra_results = {}, {}
+  if before_dir is not None:
+    ranks[row], before = rank_seeds(work, 'before', cfg, data, before_dir, best)
+    row = f'{row}:{cfg.policy}'
+  ranks[row], predictions = rank_seeds(work, 'seed', cfg, data, model_dir, best)
+  if before_dir is not None:
+    extra_results['tuning'] = compare_lists(data, before, predictions, model_dir)
+  best_params = train.load_params(model_dir, best)
+  extra_results['free'] = judge_free_beams(cfg, data, best_params)
   if cfg.fusion != 'none':
     extra_results['interests'], ranks['no interests'] = judge_without_interests(
       work, cfg, data, best_params, predictions[0])
@@ -72,6 +79,43 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: pathlib
   return {'users': len(cases), **{m: round(results['rows'][row][m]['value'], 4)
                                   for m in results_lib.CLOSING},
           'invalid_rate_of_free_beams': f'{extra_results["free"]["invalid_rate"]:.2%}'}
+
+
+def rank_seeds(work: Workdir, name: str, cfg: ConfigDict, data: train.TrainingData,
+               model_dir: pathlib.Path, best: int) -> tuple[np.ndarray, tuple]:
+  """Ranks the test users with the models of all seeds.
+
+  name: of the lists, for the pieces of the stage. model_dir: of the training. best: the seed whose
+  lists are wanted. work, cfg: of the stage. data: of the run. -> ranks (seeds, U); items and scores
+  of that seed
+  """
+  cases, seed_ranks, lists = data.split.test, [], None
+  title = 'ranking' if name == 'seed' else f'ranking {name} tuning'
+  with work.progress(title, cfg.seeds * len(cases), unit='user') as advance:
+    for seed in range(cfg.seeds):
+      items, scores = rank_test_users(
+        work, f'{name}-{seed}', cfg, data, train.load_params(model_dir, seed), data.given('test'),
+        advance=advance)
+      seed_ranks.append(ranking.list_ranks(items, cases.targets, len(data.x)))
+      if seed == best:
+        lists = items[:, :cfg.eval.save_top], scores[:, :cfg.eval.save_top]
+  return np.stack(seed_ranks), lists
+
+
+def compare_lists(data: train.TrainingData, before: tuple, after: tuple,
+                  model_dir: pathlib.Path) -> dict:
+  """What tuning did to the lists of the test users, besides their accuracy.
+
+  data: of the run. before, after: items and scores of one seed. model_dir: of the tuned model. ->
+  {'before', 'after': {property: value}, 'validation': NDCG@10 of each seed}
+  """
+  counts = np.bincount(data.split.train.items, minlength=len(data.x) + 1)[1:]
+  histories = data.split.test.histories
+  of = lambda items: metrics.list_properties(  # noqa: E731
+    items[:, :10], counts, histories) | metrics.concentration(items[:, :10], counts)
+  scores = train.validation_scores(model_dir)
+  return {'before': of(before[0]), 'after': of(after[0]), 'validation': {
+    'before': scores['before'], 'after': scores['NDCG@10'], 'kept': scores['kept']}}
 
 
 def with_train(cfg: ConfigDict) -> ConfigDict:

@@ -36,11 +36,14 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
 
 
 def model_stage(workdir: Path) -> pathlib.Path:
-  """The folder of the last training: finetuned where that was done. workdir: of the run."""
-  try:
-    return find_stage(workdir, 'finetune')
-  except WorkdirError:
-    return find_stage(workdir, 'train')
+  """The folder of the last training: tuned or finetuned where that was done. workdir: of the run.
+  """
+  for name in ('policy', 'finetune'):
+    try:
+      return find_stage(workdir, name)
+    except WorkdirError:  # the run has no such stage
+      continue
+  return find_stage(workdir, 'train')
 
 
 def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:

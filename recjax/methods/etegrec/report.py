@@ -21,6 +21,15 @@ from recjax.training.workdir import Workdir
 LABELS = {**result_tables.BESIDE,
           'sasrec': 'SASRec of the item vectors', 'no interests': 'the same without interests'}
 
+# What of lists tells a policy that collapses.
+TUNING = {'same_first': 'share of lists that begin with the most frequent first item',
+          'first_items': 'share of the catalog that begins some list',
+          'top_percent': 'share of answers among the 1 % of items with most interactions'}
+CURVES = (('reward', 'reward', 'Reward of a rolled-out item'),
+          ('hit', 'share', 'Rolled-out lists that hold the item that came next'),
+          ('entropy', 'nats', 'Entropy over items'), ('kl', 'nats', 'Divergence from before'),
+          ('valid_NDCG@10', 'NDCG@10', 'Validation'))
+
 PAPERS = {'tiger': '''\
 @inproceedings{rajput2023tiger,
   title = {Recommender Systems with Generative Retrieval},
@@ -50,6 +59,7 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, i
   interests_dir, model_dir, results_dir: of its stages."""
   outcome = read_json(results_dir / 'results.json')
   row = next(iter(outcome['rows']))
+  tuned = 'tuning' in outcome
   table = run_files.read_arrays(model_dir / 'model.npz')['table'][0][1:]
   papers = [
     PAPERS[cfg.variant], *(seqrec.PAPERS[name] for name in ('sasrec',) if name in outcome['rows'])]
@@ -59,7 +69,8 @@ def write(cfg: ConfigDict, work: Workdir, dataset: Dataset, vectors_dir: Path, i
       f'Semantic IDs: {row}', f'{dataset.name}, preset {cfg.preset}',
       [verdict(outcome, row), html.tiles(figures(outcome, row, ids_dir))],
       [
-        results_section(outcome, row), result_tables.groups_section(outcome, row),
+        results_section(outcome, row), *([tuning_section(outcome, work)] if tuned else []),
+        result_tables.groups_section(outcome, row),
         *([interests_section(outcome)] if interests_dir is not None else []),
         ids_section(dataset, cfg, vectors_dir, ids_dir, table), training_section(work),
         users_section(cfg, work, dataset, vectors_dir, ids_dir, interests_dir, model_dir, row),
@@ -101,6 +112,35 @@ def results_section(outcome: dict, row: str) -> str:
   return html.section('Results', result_tables.results_table(outcome, metrics, 'NDCG@10', row,
   LABELS),
                       intro='Intervals are 95 % bootstraps over users.')
+
+
+def tuning_section(outcome: dict, work: Workdir) -> str:
+  """What tuning changed besides the accuracy, and how it went. outcome: what results.json holds.
+  work: of the run."""
+  stats, rows = outcome['tuning'], work.metrics()
+  names = result_tables.LIST_METRICS | TUNING
+  lines = [[names[name], f'{value:.4f}', f'{stats["after"][name]:.4f}']
+           for name, value in stats['before'].items() if name in names]
+  lines += [[f'validation NDCG@10, training {seed + 1}', f'{before:.4f}',
+             f'{after:.4f}{"" if kept else " (the weights of before stay)"}']
+            for seed, (before, after, kept) in enumerate(zip(*(
+              stats['validation'][key] for key in ('before', 'after', 'kept'))))]
+  shown = []
+  for key, label, caption in CURVES:
+    points = {stage.partition('.')[2]: [(r['step'], r[key]) for r in rows
+                                        if r['stage'] == stage and key in r]
+              for stage in dict.fromkeys(r['stage'] for r in rows)
+              if stage.startswith('policy.')}
+    points = {stage: line for stage, line in points.items() if len(line) > 1}
+    if points:
+      shown.append(html.figure(plots.loss_curves(points, ylabel=label, xlabel='step'), caption,
+                               'curve'))
+  return html.section(
+    'What tuning changed', html.table(['Lists of ten', 'before', 'after'], lines,
+                                      'The same test users, the same decoding', 'lrr'),
+    html.grid(*shown),
+    intro='The row before tuning stands in the table above, with its test. A reward that rises '
+    'while the validation falls, or lists that grow alike, are signs of a policy that collapses.')
 
 
 def interests_section(outcome: dict) -> str:

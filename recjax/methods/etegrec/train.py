@@ -30,7 +30,14 @@ from recjax.methods.etegrec import (
 from recjax.methods.etegrec import joint_training as training
 from recjax.models import rqvae, semantic_id_t5, t5
 from recjax.models.layers import check_dtype
-from recjax.training import continuation, cost_model, epoch_loop, optim, sequential
+from recjax.training import (
+  continuation,
+  cost_model,
+  epoch_loop,
+  optim,
+  policy_tuning,
+  sequential,
+)
 from recjax.training.continuation import Start
 from recjax.training.workdir import Workdir
 
@@ -148,6 +155,7 @@ class TrainingData:
   steps: int
   valid: Int[np.ndarray, 'V K']
   test: Int[np.ndarray, 'U K']
+  train_interests: Int[np.ndarray, 'R K'] | None = None
 
   def given(self, part: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Vectors of interests of some cases, as `beam_ranking.rank_items` takes them, or None.
@@ -180,7 +188,8 @@ def load_training_data(cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, ids
   held_out_rows = interest_rows[len(targets) :]
   return TrainingData(
     net, id_cfg, split, np.pad(table, [(1, 0), (0, 0)], constant_values=-1), x, texts, bins, shares,
-    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :])
+    steps, held_out_rows[: len(split.valid)], held_out_rows[len(split.valid) :],
+    None if interests_dir is None else interest_rows[: len(targets)])
 
 
 def num_levels(cfg: ConfigDict) -> int:
@@ -253,6 +262,8 @@ def check(cfg: ConfigDict) -> None:
     raise ConfigError("fusion='pooled' changes the alignment with the tokenizer alone, never a "
                       "recommendation; with variant='tiger' nothing would read it: use 'encoder' "
                       "or 'prefix'")
+  if cfg.policy.loss != 'none':
+    policy_tuning.from_config(cfg.policy)
   model_config(cfg, cfg.semantic_ids.levels + 1, cfg.semantic_ids.size, cfg.semantic_ids.width, 8)
 
 
