@@ -20,6 +20,7 @@ from recjax.models import semantic_id_t5, t5
 from recjax.training import policy_tuning
 from recjax.training.losses.policy import PolicyLoss
 from recjax.training.policy_tuning import PolicyTuning
+from tests import devices
 from tests.long import long, long_but
 
 ITEMS, SIZE, LEVELS, CONTEXTS, WRONG = 64, 4, 3, 16, 4
@@ -214,6 +215,23 @@ class RolloutTest(parameterized.TestCase):
     self.assertEqual(float(told['clipped']), 0)
     p = np.exp(np.asarray(item_log_probs(params)))
     self.assertAlmostEqual(float(told['entropy']), -(p * np.log(p)).sum(1).mean(), delta=0.6)
+
+  @long
+  def test_devices_change_nothing(self):
+    """Requests over one device and over eight: the same rows are drawn, the same gradient."""
+    params = spread()
+    frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
+    loss = policy_tuning.make_loss(PolicyTuning(rows=4), MODEL)
+    found = []
+    for count in (1, 8):
+      mesh = devices.mesh(data=count)
+      with jax.set_mesh(mesh):
+        batch = {name: jax.device_put(x, jax.NamedSharding(mesh, jax.P('data')))
+                 for name, x in batch_of().items()}
+        found.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(
+          params, frozen, batch, jax.random.key(3)))
+    for one, other in zip(*map(jax.tree.leaves, found)):
+      np.testing.assert_allclose(one, other, atol=1e-5)
 
   def test_settings_that_do_not_go_together(self):
     for bad, word in ((dict(rows=1), 'rows'), (dict(loss='ppo'), 'loss'),

@@ -5,15 +5,18 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
 from recjax import recommend
 from recjax.data.dataset import Interactions
+from recjax.data.loading import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods.etegrec import policy, train
 from recjax.run_files import read_json
 from recjax.training import checkpoint
-from recjax.training.workdir import find_stage
+from recjax.training.workdir import find_stage, open_work
+from tests import devices
 from tests.long import long
 from tests.methods.etegrec_test import run, shop_folder, small
 
@@ -110,81 +113,67 @@ class ConfigTest(absltest.TestCase):
       train.check(cfg)
 
 
-def tuned(data, kind='grpo', **changes):
+def tuned(data, **changes):
   """A config in which every stage takes a moment, tuning too."""
-  make = etegrec_scientific if kind == 'sdpo' else tiger_beauty
-  cfg = small(make.get_config(f'policy={kind}'), data)
-  cfg.train.epochs, cfg.seeds = 2, 2
-  if kind == 'sdpo':
-    cfg.train.epochs = 3
-    cfg.finetune.epochs = 1
+  cfg = small(tiger_beauty.get_config('policy=grpo'), data)
+  cfg.train.epochs = 2
   cfg.policy.update(steps=6, batch=16, rows=4, lr=3e-3, eval_every=3, log_every=2, save_every=2,
                     patience=0)
   cfg.policy.update(changes)
   return cfg
 
 
-class WholeTest(parameterized.TestCase):
+class WholeTest(absltest.TestCase):
 
   @long
-  @parameterized.parameters('grpo', 'sdpo')
-  def test_a_tuned_run(self, kind):
+  def test_a_tuned_run_and_a_killed_one(self):
+    """The whole run; then its tuning again, killed at both of its checkpoints, ends alike; then one
+    that loses, which is not kept."""
     folder = self.create_tempdir().full_path
-    results = run(tuned(shop_folder(self.create_tempdir()), kind), folder)
-    before = 'tiger' if kind == 'grpo' else 'etegrec:encoder'
-    after = f'{before}:grpo' if kind == 'grpo' else f'{before}:sdpo:beams'
-    self.assertEqual(next(iter(results['rows'])), after)
-    self.assertIn(f'{after}>{before}', results['tests'])
+    cfg = tuned(shop_folder(self.create_tempdir()))
+    results = run(cfg, folder)
+    self.look(folder, results)
+    whole = np.load(find_stage(folder, 'policy') / 'model.npz')
+    dataset = load_data(cfg.data)
+    inputs = [dataset, *(find_stage(folder, name) for name in ('vectors', 'tokenizer')), None,
+              find_stage(folder, 'train')]
+    saved = checkpoint.save
+
+    def save(checkpoints, step, state):
+      saved(checkpoints, step, state)
+      raise UserError('killed')
+    killed = self.create_tempdir().full_path
+
+    def again(cfg, folder):
+      with open_work(folder, None, devices.mesh(data=2, fsdp=1, model=1)) as work:
+        work.console = Console(quiet=True)
+        return work.stage('policy', policy.stage, policy.settings(cfg), *inputs)
+    cfg.policy.save_every = 4
+    for _ in range(2):
+      with mock.patch.object(checkpoint, 'save', save), self.assertRaisesRegex(UserError, 'killed'):
+        again(cfg, killed)
+    found = np.load(again(cfg, killed) / 'model.npz')
+    for name in whole:
+      np.testing.assert_array_equal(whole[name], found[name], err_msg=name)
+    cfg.policy.update(lr=1.0, patience=3, nll=0.0, steps=3)
+    loses = again(cfg, self.create_tempdir().full_path)
+    self.assertEqual(read_json(loses / 'valid.json')['kept'], [False])
+    np.testing.assert_array_equal(np.load(loses / 'model.npz')['rec/codes'],
+                                  np.load(inputs[-1] / 'model.npz')['rec/codes'])
+
+  def look(self, folder, results):
+    """What a tuned run leaves."""
+    self.assertEqual(list(results['rows'])[:2], ['tiger:grpo', 'tiger'])
+    self.assertIn('tiger:grpo>tiger', results['tests'])
     self.assertEqual(results['tuning']['before'].keys(), results['tuning']['after'].keys())
-    self.assertLen(results['tuning']['validation']['after'], 2)
     page = (pathlib.Path(folder) / 'report.html').read_text()
     for words in ('What tuning changed', 'most frequent first item', 'Divergence from before'):
       self.assertIn(words, page)
-    weights = [np.load(find_stage(folder, name) / 'model.npz')
-               for name in ('train' if kind == 'grpo' else 'finetune', 'policy')]
+    weights = [np.load(find_stage(folder, name) / 'model.npz') for name in ('train', 'policy')]
     self.assertFalse(np.array_equal(weights[0]['rec/codes'], weights[1]['rec/codes']))
     np.testing.assert_array_equal(weights[0]['table'], weights[1]['table'])
     ask, _ = recommend.load(folder)
     self.assertLen(set(ask([['i3', 'i4']], 5)[0][0]), 5)
-
-  @long
-  def test_a_killed_tuning_and_other_devices_end_alike(self):
-    """Killed after each of its checkpoints; then on one device, four and eight."""
-    data = shop_folder(self.create_tempdir())
-    folder = self.create_tempdir().full_path
-    run(tuned(data), folder, 2)
-    whole = np.load(find_stage(folder, 'policy') / 'model.npz')
-    saved, killed = checkpoint.save, self.create_tempdir().full_path
-
-    def save(checkpoints, step, state):
-      saved(checkpoints, step, state)
-      if 'policy' in str(checkpoints.directory):
-        checkpoints.wait_until_finished()
-        raise UserError('killed')
-    for _ in range(6):
-      with mock.patch.object(checkpoint, 'save', save), self.assertRaisesRegex(UserError, 'killed'):
-        run(tuned(data), killed, 2)
-    run(tuned(data), killed, 2)
-    again = np.load(find_stage(killed, 'policy') / 'model.npz')
-    for name in whole:
-      np.testing.assert_array_equal(whole[name], again[name], err_msg=name)
-    for count in (1, 4, 8):
-      other = self.create_tempdir().full_path
-      run(tuned(data), other, count)
-      found = np.load(find_stage(other, 'policy') / 'model.npz')
-      for name in whole:
-        np.testing.assert_allclose(found[name], whole[name], atol=2e-3, err_msg=name)
-
-  @long
-  def test_a_tuning_that_loses_is_not_kept(self):
-    folder = self.create_tempdir().full_path
-    cfg = tuned(shop_folder(self.create_tempdir()), lr=1.0, patience=3, nll=0.0)
-    cfg.train.epochs, cfg.seeds = 12, 1
-    results = run(cfg, folder)
-    self.assertEqual(results['tuning']['validation']['kept'], [False])
-    self.assertEqual(results['tuning']['before'], results['tuning']['after'])
-    self.assertEqual(read_json(find_stage(folder, 'policy') / 'valid.json')['before'],
-                     results['tuning']['validation']['after'])
 
 
 if __name__ == '__main__':
