@@ -92,21 +92,20 @@ def descend(loss, steps, params, key, rate):
 
 
 @functools.cache
-def supervised(true_share, seed):
+def supervised(true_share):
   """What training leaves."""
   target = wanted(true_share)
   loss = lambda params, key: (-(target * item_log_probs(params)).sum(-1).mean(), {})  # noqa: E731
-  params, _ = descend(loss, 400, semantic_id_t5.init(CFG, jax.random.key(seed)),
-                      jax.random.key(seed), 5e-3)
+  params, _ = descend(loss, 300, semantic_id_t5.init(CFG, jax.random.key(0)), jax.random.key(0), 5e-3)
   return params
 
 
-def tuned(settings, params, steps, seed=0, contexts=CONTEXTS, rate=2e-3):
+def tuned(settings, params, steps, contexts=CONTEXTS):
   """Tunes on the first contexts. -> params, what was told"""
   frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
   make = policy_tuning.make_loss(settings, MODEL)
   return descend(lambda p, key: make(p, frozen, batch_of(contexts), key), steps, params,
-                 jax.random.key(seed), rate)
+                 jax.random.key(0), 2e-3)
 
 
 @functools.cache
@@ -128,30 +127,28 @@ BEAMS = PolicyTuning(rollout='beams', rows=8, nll=0.0)
 @long
 class WrongLabelsTest(parameterized.TestCase):
 
-  @parameterized.parameters(0, 1, 2)
-  def test_beams_mend_what_stands_in_their_lists(self, seed):
-    params = supervised(0.1, seed)
+  def test_beams_mend_what_stands_in_their_lists(self):
+    params = supervised(0.1)
     self.assertEqual(right(params), (0, 1))
-    end, told = tuned(BEAMS, params, 200, seed)
+    end, told = tuned(BEAMS, params, 150)
     self.assertEqual(right(end), (1, 1))
     self.assertGreater(told['reward'][-20:].mean(), told['reward'][:20].mean())
 
   def test_outside_the_list_beams_learn_nothing_and_draws_do(self):
     """The true item at rank 18 and below: beams that learned it would have seen the target."""
-    params = supervised(0.008, 0)
+    params = supervised(0.008)
     order = (-np.asarray(item_log_probs(params))).argsort(-1).argsort(-1)
     self.assertGreater(order[np.arange(WRONG), TRUE[:WRONG] - 1].min(), 8)
     end, told = tuned(BEAMS, params, 20, contexts=WRONG)
     self.assertEqual(float(told['flat'].min()), 1)
     jax.tree.map(np.testing.assert_array_equal, end, params)
-    for other in (dataclasses.replace(BEAMS, rollout='swor'), dataclasses.replace(BEAMS, nll=0.1)):
-      self.assertEqual(right(tuned(other, params, 200, contexts=WRONG)[0])[0], 1)
+    drawn = dataclasses.replace(BEAMS, rollout='swor')
+    self.assertEqual(right(tuned(drawn, params, 200, contexts=WRONG)[0])[0], 1)
 
-  @parameterized.parameters('sdpo', 'dmpo')
-  def test_preferences_mend_it_too(self, loss):
-    settings = PolicyTuning(loss=loss, rollout='beams', rows=4, nll=0.0,
+  def test_preferences_mend_it_too(self):
+    settings = PolicyTuning(loss='sdpo', rollout='beams', rows=4, nll=0.0,
                             grpo=PolicyLoss(beta=0.1))
-    self.assertEqual(right(tuned(settings, supervised(0.1, 0), 100)[0]), (1, 1))
+    self.assertEqual(right(tuned(settings, supervised(0.1), 100)[0]), (1, 1))
 
 
 class RolloutTest(parameterized.TestCase):
