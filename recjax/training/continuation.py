@@ -115,6 +115,9 @@ def last_stage(workdir: pathlib.Path, config: ConfigDict) -> pathlib.Path:
   first, *later = (name.format(**config) for name in STAGES[config.method])
   folder = find_stage(workdir, first)
   for name in later:
+    group = config.get(name) or {}
+    if not group.get('epochs', 1) or group.get('loss') == 'none':
+      continue  # what stands there is of an earlier run in this folder
     try:
       folder = find_stage(workdir, name)
     except WorkdirError:  # the run has no such stage

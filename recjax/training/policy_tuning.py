@@ -133,24 +133,26 @@ def roll_out(settings: PolicyTuning, model: Model, params: PyTree, frozen: PyTre
                                    StochasticBeamSearch(count, new_tokens), key)
     token_log_probs, log_probs = drawn.token_log_probs, drawn.log_probs
     weights = inclusion_weights(log_probs, drawn.threshold) * drawn.complete
+    nan_step = drawn.nan_step
   elif settings.rollout == 'beams':
     found = beam_search(bound, cache, first, rule, BeamSearch(
       count, new_tokens, length_penalty=0.0, token_scores=True))
     drawn, token_log_probs = found.rows, found.rows.token_scores
     log_probs, weights = drawn.scores, 1.0 * (found.exists & drawn.complete)
+    nan_step = found.nan_step
   else:
-    drawn = found = sample(bound, cache, first, rule, Sampling(count, new_tokens), key)
+    drawn = sample(bound, cache, first, rule, Sampling(count, new_tokens), key)
     token_log_probs, log_probs = drawn.token_scores, drawn.scores
-    weights = 1.0 * drawn.complete
-  nan = (drawn if settings.rollout == 'swor' else found).nan_step >= 0
+    weights, nan_step = 1.0 * drawn.complete, drawn.nan_step
+  nan = nan_step >= 0
   exists = (weights > 0) & ~nan[:, None]
   log_probs = jnp.where(exists, log_probs, DEAD)
   weights = jnp.where(exists, weights, 0)
   weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
   items = jnp.where(exists, model.item_of(frozen, drawn.state), 0)
   order = jnp.argsort(-log_probs, -1, stable=True)
-  rows = gather_rows((drawn.tokens, jnp.where(exists, drawn.lengths, 0), token_log_probs, log_probs,
-                      weights, items), order)
+  rows: Any = gather_rows((drawn.tokens, jnp.where(exists, drawn.lengths, 0), token_log_probs,
+                           log_probs, weights, items), order)
   return Rollout(*rows, nan)
 
 

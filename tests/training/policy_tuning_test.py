@@ -96,7 +96,8 @@ def supervised(true_share):
   """What training leaves."""
   target = wanted(true_share)
   loss = lambda params, key: (-(target * item_log_probs(params)).sum(-1).mean(), {})  # noqa: E731
-  params, _ = descend(loss, 300, semantic_id_t5.init(CFG, jax.random.key(0)), jax.random.key(0), 5e-3)
+  key = jax.random.key(0)
+  params, _ = descend(loss, 400, semantic_id_t5.init(CFG, key), key, 5e-3)
   return params
 
 

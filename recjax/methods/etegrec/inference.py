@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from recjax.data.dataset import Dataset
 from recjax.data.loading import load_unchanged
 from recjax.distributed import sharding
-from recjax.errors import ConfigError, DataError, WorkdirError
+from recjax.errors import ConfigError, DataError
 from recjax.evaluation.recommender import CatalogRecommender
 from recjax.methods.etegrec import beam_ranking, interests, train, update
 from recjax.models import semantic_id_t5
 from recjax.run_files import read_json
+from recjax.training import continuation
 from recjax.training.workdir import Workdir, find_stage, saved_config
 
 
@@ -38,12 +39,7 @@ def open_run(workdir: Path) -> tuple[ConfigDict, Dataset, semantic_id_t5.Config,
 def model_stage(workdir: Path) -> pathlib.Path:
   """The folder of the last training: tuned or finetuned where that was done. workdir: of the run.
   """
-  for name in ('policy', 'finetune'):
-    try:
-      return find_stage(workdir, name)
-    except WorkdirError:  # the run has no such stage
-      continue
-  return find_stage(workdir, 'train')
+  return continuation.last_stage(workdir, saved_config(workdir))
 
 
 def recommender(workdir: Path, data: str | None = None) -> CatalogRecommender:

@@ -31,4 +31,14 @@ def cost(cfg: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     **cost_model.traced_lines(
       step, steps, positions_read, cfg.train.epochs, cfg.seeds, jax.device_count(), cache_bytes,
       unit=f'code positions read for {num_targets:,} targets'),
-    **cpu_cost.traced_lines(step, steps, cfg.train.epochs, cfg.seeds)}
+    **cpu_cost.traced_lines(step, steps, cfg.train.epochs, cfg.seeds), **tuning_line(cfg)}
+
+
+def tuning_line(cfg: ConfigDict) -> dict[str, str]:
+  """What is rolled out after the training, nothing without tuning. cfg: the run's config."""
+  group = cfg.policy
+  if group.loss == 'none':
+    return {}
+  length = f'{group.steps:,} steps' if group.steps else f'{group.epochs:g} epochs'
+  return {'policy tuning': f'{length} of {group.batch} requests, {group.rows} rows each '
+                           f'({group.rollout}); not in the times above'}
