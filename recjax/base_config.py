@@ -134,7 +134,7 @@ def policy_tuning(kind: str, **changes: Any) -> dict[str, Any]:
   kind: of POLICIES. changes: other values. 'minionerec' is the released code of MiniOneRec (arXiv
   2510.24431), whose rows are beams.
 
-  loss: 'none' for no such stage. Settings up to kl_clip are those of `training.policy_tuning` and
+  loss: 'none' for no such stage. Settings up to kl_clip are those of `policy.tuning` and
   `training.losses.policy`. epochs: passes over the training rows; steps: 0, or a number that counts
   instead. batch: requests of a step. eval_every: steps between validations. patience: validations
   without a gain, 0 keeps the last weights whatever they are worth.

@@ -119,6 +119,7 @@ CHOICES = {
     'fusion': ('none', 'pooled', 'encoder', 'prefix'),
     'grounding': ('cgen', 'ret', 'token'),
     'policy.loss': ('none', 'grpo', 'dpo', 'pairs', 'sdpo', 'dmpo'),
+    'policy.reward': ('hit', 'rank', 'rank_above', 'rank_paper', '*+*'),
     'policy.rollout': ('swor', 'samples', 'beams'),
     'policy.advantage': ('mean', 'std', 'loo'),
     'policy.ratio': ('product', 'token', 'sequence'),

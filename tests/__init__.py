@@ -15,7 +15,7 @@ if 'host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):  # JAX t
   os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 
 CHECKED = ('recjax.models', 'recjax.decoding', 'recjax.retrieval', 'recjax.evaluation',
-           'recjax.training.losses')
+           'recjax.training.losses', 'recjax.policy')
 # A float may be an int, as Python's type system has it.
 CHECKER = 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'
 

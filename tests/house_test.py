@@ -19,6 +19,7 @@ LAYERS = (
     ('__main__',), ('cli',), ('main', 'guide'),
     ('serving', 'experiment', 'batch_recommend', 'answer_times'),
     ('recommend', 'chat', 'sweep', 'contamination'), ('methods',),
+    ('policy',),
     ('training', 'decoding', 'evaluation', 'report'), ('models', 'text', 'data'),
     ('retrieval',),
     ('setting_meanings',),

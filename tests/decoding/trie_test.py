@@ -127,11 +127,15 @@ class TrieTest(parameterized.TestCase):
     self.agree(built, dictionary(rows, 151_000), [])
 
 
+children_of = jax.jit(device_trie.children, static_argnums=3)
+
+
 class ForestTest(absltest.TestCase):
 
   def children(self, planted, node, depth):
     width = max(planted.width, planted.root_width)
-    token, child, exists = device_trie.children(planted, jnp.full((1, 1), node), depth, width)
+    token, child, exists = map(np.asarray, children_of(
+      planted, jnp.full((1, 1), node), jnp.int32(depth), width))
     return {int(t): int(c) for t, c, e in zip(token[0, 0], child[0, 0], exists[0, 0]) if e}
 
   def walked(self, planted, root, prefix):

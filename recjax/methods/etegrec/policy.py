@@ -1,7 +1,7 @@
 """Policy tuning of a trained recommender: it learns from lists of real items that it rolls out.
 
 Requests are prefixes of users' training items with the item after each. The table of codes stays as
-it is. docs/alignment.md.
+it is. docs/policy_tuning.md.
 """
 import functools
 from pathlib import Path
@@ -20,8 +20,9 @@ from recjax.errors import DataError
 from recjax.file_io import write_json
 from recjax.methods.etegrec import batching, beam_ranking, train
 from recjax.models import semantic_id_t5
-from recjax.training import loop, policy_tuning, sequential
-from recjax.training.policy_tuning import Model, PolicyTuning
+from recjax.policy import tuning as policy_tuning
+from recjax.policy.tuning import Model, PolicyTuning
+from recjax.training import loop, sequential
 from recjax.training.workdir import Workdir
 
 

@@ -30,14 +30,8 @@ from recjax.methods.etegrec import (
 from recjax.methods.etegrec import joint_training as training
 from recjax.models import rqvae, semantic_id_t5, t5
 from recjax.models.layers import check_dtype
-from recjax.training import (
-  continuation,
-  cost_model,
-  epoch_loop,
-  optim,
-  policy_tuning,
-  sequential,
-)
+from recjax.policy import tuning
+from recjax.training import continuation, cost_model, epoch_loop, optim, sequential
 from recjax.training.continuation import Start
 from recjax.training.workdir import Workdir
 
@@ -263,7 +257,7 @@ def check(cfg: ConfigDict) -> None:
                       "recommendation; with variant='tiger' nothing would read it: use 'encoder' "
                       "or 'prefix'")
   if cfg.policy.loss != 'none':
-    policy_tuning.from_config(cfg.policy)
+    tuning.from_config(cfg.policy)
   model_config(cfg, cfg.semantic_ids.levels + 1, cfg.semantic_ids.size, cfg.semantic_ids.width, 8)
 
 

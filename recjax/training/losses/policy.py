@@ -8,7 +8,7 @@ log-probabilities now, at the roll-out (old) and of the reference:
 Sources: GRPO, arXiv 2402.03300; Dr. GRPO (`advantage='mean'`, `average='constant'`), arXiv
 2503.20783; DAPO (`average='token'`, a higher upper clip), arXiv 2503.14476; GSPO
 (`ratio='sequence'`), arXiv 2507.18071. Shape letters: B requests, K rows of each, T tokens of a
-row. docs/alignment.md says when to use which.
+row. docs/policy_tuning.md says when to use which.
 """
 import dataclasses
 from typing import NamedTuple

@@ -2,13 +2,14 @@
 
 One step is one jitted program: from each prompt K rows are rolled out under the catalog's trie,
 each gets a reward, and the rows' log-probabilities under the model that learns, and under the
-frozen one that training began with, go into a policy loss (`losses.policy`) or a preference loss
-(`losses.preference`). No row can leave the catalog. One gradient is taken of a roll-out, so weights
-and step number alone decide a step, and a killed training ends where an uninterrupted one does.
+frozen one that training began with, go into a policy loss (`training.losses.policy`) or a
+preference loss (`training.losses.preference`). No row can leave the catalog. One gradient is taken
+of a roll-out, so weights and step number alone decide a step, and a killed training ends where an
+uninterrupted one does.
 
 Rows are rolled out by `swor` (stochastic beam search: without replacement, weighted by how likely
 they were drawn), `samples` (with replacement) or `beams` (the K most probable ones, as published
-code does: what lies outside them cannot be learned). docs/alignment.md.
+code does: what lies outside them cannot be learned). docs/policy_tuning.md.
 
 Shape letters: B requests, K rows of each, M = K + 1 rows with the item that came next, T tokens of
 a row.
@@ -33,8 +34,8 @@ from recjax.decoding.stochastic_beam_search import (
   stochastic_beam_search,
 )
 from recjax.errors import ConfigError
+from recjax.policy import rewards
 from recjax.protocols import Constraint, Decoder
-from recjax.training import rewards
 from recjax.training.losses import policy, preference
 
 LOSSES = ('grpo', *preference.PREFERENCES)

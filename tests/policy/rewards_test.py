@@ -1,11 +1,12 @@
 """Rewards of lists, against DCG's discounts in plain Python."""
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from recjax.errors import ConfigError
-from recjax.training import rewards
+from recjax.policy import rewards
 
 
 def shares(places):
@@ -22,7 +23,7 @@ def list_of(length, place, missing=0):
   exists = np.ones((1, length), bool)
   if missing:
     exists[0, -missing:] = False
-  return target, exists
+  return jnp.asarray(target), jnp.asarray(exists)
 
 
 class RewardsTest(parameterized.TestCase):

@@ -17,9 +17,9 @@ from recjax.decoding.constraints import CatalogConstraint, Normalization
 from recjax.errors import ConfigError
 from recjax.methods.etegrec import policy as etegrec_policy
 from recjax.models import semantic_id_t5, t5
-from recjax.training import policy_tuning
+from recjax.policy import tuning
+from recjax.policy.tuning import PolicyTuning
 from recjax.training.losses.policy import PolicyLoss
-from recjax.training.policy_tuning import PolicyTuning
 from tests import devices
 from tests.long import long, long_but
 
@@ -58,7 +58,7 @@ def item_log_probs(params):
   batch = batch_of()
   tokens = jnp.broadcast_to(jnp.asarray(CODES + np.arange(LEVELS) * SIZE),
                             (CONTEXTS, ITEMS, LEVELS))
-  return policy_tuning.row_log_probs(
+  return tuning.row_log_probs(
     MODEL, {'params': params, 'table': jnp.asarray(TABLE)}, batch, rule(), tokens,
     jnp.full((CONTEXTS, ITEMS), LEVELS)).sum(-1)
 
@@ -104,7 +104,7 @@ def supervised(true_share):
 def tuned(settings, params, steps, contexts=CONTEXTS):
   """Tunes on the first contexts. -> params, what was told"""
   frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
-  make = policy_tuning.make_loss(settings, MODEL)
+  make = tuning.make_loss(settings, MODEL)
   return descend(lambda p, key: make(p, frozen, batch_of(contexts), key), steps, params,
                  jax.random.key(0), 2e-3)
 
@@ -154,14 +154,14 @@ class WrongLabelsTest(parameterized.TestCase):
 
 class RolloutTest(parameterized.TestCase):
 
-  @parameterized.parameters(*policy_tuning.ROLLOUTS)
+  @parameterized.parameters(*tuning.ROLLOUTS)
   @long_but(0)
   def test_rows_are_items_with_their_log_probabilities(self, rollout):
     params = spread()
     settings = PolicyTuning(rollout=rollout, rows=6)
     frozen = {'table': jnp.asarray(TABLE), 'trie': trie()}
     inputs = {'params': params, 'table': jnp.asarray(TABLE)}
-    rolled = jax.jit(lambda key: policy_tuning.roll_out(
+    rolled = jax.jit(lambda key: tuning.roll_out(
       settings, MODEL, inputs, frozen, batch_of(), rule(), key))(jax.random.key(0))
     items = np.asarray(rolled.items)
     self.assertTrue(((items > 0) & (items <= ITEMS)).all())
@@ -182,7 +182,7 @@ class RolloutTest(parameterized.TestCase):
     params = spread()
     settings = PolicyTuning(rows=ITEMS, reward='hit', nll=0.0, grpo=PolicyLoss(beta=0.0))
     frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
-    grads = jax.jit(jax.grad(lambda p: policy_tuning.make_loss(settings, MODEL)(
+    grads = jax.jit(jax.grad(lambda p: tuning.make_loss(settings, MODEL)(
       p, frozen, batch_of(), jax.random.key(1))[0]))(params)
     exact = jax.jit(jax.grad(lambda p: -jnp.exp(item_log_probs(p))[
       jnp.arange(CONTEXTS), TRUE - 1].mean()))(params)
@@ -196,7 +196,7 @@ class RolloutTest(parameterized.TestCase):
     batch = batch_of()
     batch['target'] = jnp.zeros_like(batch['target'])  # an item that no list holds
     frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
-    grads, told = jax.jit(jax.grad(policy_tuning.make_loss(BEAMS, MODEL), has_aux=True))(
+    grads, told = jax.jit(jax.grad(tuning.make_loss(BEAMS, MODEL), has_aux=True))(
       moved, frozen, batch, jax.random.key(0))
     self.assertEqual(max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)), 0)
     self.assertEqual(float(told['flat']), 1)
@@ -206,7 +206,7 @@ class RolloutTest(parameterized.TestCase):
   def test_at_the_start_nothing_diverges(self):
     params = spread()
     frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
-    _, told = jax.jit(policy_tuning.make_loss(PolicyTuning(rows=8), MODEL))(
+    _, told = jax.jit(tuning.make_loss(PolicyTuning(rows=8), MODEL))(
       params, frozen, batch_of(), jax.random.key(0))
     self.assertLess(float(told['kl']), 1e-6)
     self.assertLess(float(told['log_ratio']), 1e-4)
@@ -219,7 +219,7 @@ class RolloutTest(parameterized.TestCase):
     """Requests over one device and over eight: the same rows are drawn, the same gradient."""
     params = spread()
     frozen = {'table': jnp.asarray(TABLE), 'trie': trie(), 'reference': params}
-    loss = policy_tuning.make_loss(PolicyTuning(rows=4), MODEL)
+    loss = tuning.make_loss(PolicyTuning(rows=4), MODEL)
     found = []
     for count in (1, 8):
       mesh = devices.mesh(data=count)
