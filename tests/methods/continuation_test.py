@@ -471,7 +471,7 @@ class AdapterTest(parameterized.TestCase):
   def test_bigrec_goes_on_from_its_adapter_over_the_same_model(self):
     home = pathlib.Path(tempfile.mkdtemp())
     cfg = bigrec_config('bigrec_games', write_ring(home / 'ring', 60))
-    cfg.train.epochs = 2
+    cfg.train.update(mode='lora', epochs=2)
     bigrec_run(cfg, home / 'old')
     tuned, model = (next((home / 'old' / 'stages').glob(f'*-{n}')) for n in ('tune', 'llm'))
     cfg.data = str(later.write(

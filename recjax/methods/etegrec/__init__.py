@@ -80,4 +80,5 @@ recommender, cost, convert = inference.recommender, planning.cost, export.conver
 def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
   config."""
-  return 'policy' if cfg.policy.loss != 'none' else 'train'
+  tuned = 'policy' in cfg and cfg.policy.loss != 'none'
+  return 'policy' if tuned else 'train'

@@ -153,6 +153,7 @@ def stage(work: Workdir, cfg: ConfigDict, dataset: Dataset, vectors_dir: Path, i
   write_json(work.folder / 'valid.json', {
     'NDCG@10': [round(float(x), 6) for x in after], 'before': [round(float(x), 6) for x in before],
     'kept': kept})
+  work.record(cfg.seeds, {f'valid_{seed}': float(x) for seed, x in enumerate(after)})
   shown = ', '.join(f'{b:.4f} -> {a:.4f}' for b, a in zip(before, after))
   return {'valid_NDCG@10': shown}
 

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import etegrec_scientific, tiger_beauty
-from recjax import recommend
+from recjax import recommend, sweep
 from recjax.data.dataset import Interactions
 from recjax.data.loading import load_data
 from recjax.errors import ConfigError, DataError, UserError
 from recjax.methods.etegrec import policy, train
 from recjax.run_files import read_json
-from recjax.training import checkpoint
+from recjax.training import checkpoint, workdir
 from recjax.training.workdir import find_stage, open_work
 from tests import devices
 from tests.long import long
@@ -165,6 +165,9 @@ class WholeTest(absltest.TestCase):
     """What a tuned run leaves."""
     self.assertEqual(list(results['rows'])[:2], ['tiger:grpo', 'tiger'])
     self.assertIn('tiger:grpo>tiger', results['tests'])
+    name, value, more = sweep.validation(pathlib.Path(folder), workdir.saved_config(folder))
+    self.assertEqual((name, more), ('NDCG@10', True))
+    self.assertAlmostEqual(value, results['tuning']['validation']['after'][0], places=5)
     self.assertEqual(results['tuning']['before'].keys(), results['tuning']['after'].keys())
     page = (pathlib.Path(folder) / 'report.html').read_text()
     for words in ('What tuning changed', 'most frequent first item', 'Divergence from before'):
