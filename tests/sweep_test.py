@@ -113,15 +113,17 @@ class ValidationTest(absltest.TestCase):
 
   def test_the_best_of_training_counts_not_the_last(self):
     room = pathlib.Path(self.create_tempdir().full_path)
-    def told(method, *rows):
+    def told(method, *rows, policy='none'):
       (room / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-      return sweep.validation(room, ConfigDict({'method': method}))
+      return sweep.validation(room, ConfigDict({'method': method, 'policy': {'loss': policy}}))
     losses = [{'stage': 'tune', 'step': i, 'valid_loss': v} for i, v in enumerate((3., 1., 2.))]
     self.assertEqual(told('bigrec', *losses, {'stage': 'other', 'step': 1, 'valid_loss': 0.}),
                      ('loss', 1., False))
     gains = [{'stage': 'train', 'step': i, 'valid_0': a, 'valid_1': b}
              for i, (a, b) in enumerate(((.1, .3), (.4, .2)))]
-    name, value, more = told('etegrec', *gains)
+    tuned = [{'stage': 'policy', 'step': 2, 'valid_0': .6, 'valid_1': .2}]
+    self.assertEqual(told('etegrec', *gains, *tuned, policy='grpo'), ('NDCG@10', .4, True))
+    name, value, more = told('etegrec', *gains, *tuned)
     self.assertEqual((name, more), ('NDCG@10', True))
     self.assertAlmostEqual(value, .35)
 

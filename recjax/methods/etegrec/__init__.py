@@ -80,5 +80,4 @@ recommender, cost, convert = inference.recommender, planning.cost, export.conver
 def validated(cfg: ConfigDict) -> str:
   """The stage whose validation figures tell settings apart, for `recjax sweep`. cfg: the run's
   config."""
-  tuned = 'policy' in cfg and cfg.policy.loss != 'none'
-  return 'policy' if tuned else 'train'
+  return 'train' if cfg.policy.loss == 'none' else 'policy'
