@@ -152,9 +152,10 @@ def roll_out(settings: PolicyTuning, model: Model, params: PyTree, frozen: PyTre
   weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
   items = jnp.where(exists, model.item_of(frozen, drawn.state), 0)
   order = jnp.argsort(-log_probs, -1, stable=True)
-  rows: Any = gather_rows((drawn.tokens, jnp.where(exists, drawn.lengths, 0), token_log_probs,
-                           log_probs, weights, items), order)
-  return Rollout(*rows, nan)
+  tokens, lengths, token_log_probs, log_probs, weights, items = gather_rows(
+    (drawn.tokens, jnp.where(exists, drawn.lengths, 0), token_log_probs, log_probs, weights, items),
+    order)
+  return Rollout(tokens, lengths, token_log_probs, log_probs, weights, items, nan)
 
 
 def row_log_probs(model: Model, params: PyTree, batch: dict[str, Array], rule: Constraint,
