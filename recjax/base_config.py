@@ -149,6 +149,6 @@ def policy_tuning(kind: str, **changes: Any) -> dict[str, Any]:
   if kind == 'minionerec':
     group.update(rollout='beams', advantage='std', ratio='token', clip_high=0.2, flat='keep',
                  divergence='k3', nll=0.0)
-  return group | dict(epochs=1.0, steps=0, batch=64, lr=1e-4, warmup=10, schedule='cosine',
+  return group | dict(epochs=1.0, steps=0, batch=64, lr=5e-4, warmup=10, schedule='cosine',
                       decay=0.0, clip=0.3, beta2=0.999, log_every=10, save_every=100, eval_every=50,
                       patience=4) | changes
