@@ -109,8 +109,9 @@ def figures(outcome: dict, row: str, ids_dir: Path) -> list[tuple]:
 def results_section(outcome: dict, row: str) -> str:
   """The table with intervals. outcome: what results.json holds. row: the run's own row."""
   metrics = [m for m in ('HR@10', 'NDCG@10', 'HR@5') if m in outcome['rows'][row]]
+  before = {list(outcome['rows'])[1]: 'the same before tuning'} if 'tuning' in outcome else {}
   return html.section('Results', result_tables.results_table(outcome, metrics, 'NDCG@10', row,
-  LABELS),
+                                                           LABELS | before),
                       intro='Intervals are 95 % bootstraps over users.')
 
 
