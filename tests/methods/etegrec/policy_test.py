@@ -170,7 +170,8 @@ class WholeTest(absltest.TestCase):
     self.assertAlmostEqual(value, results['tuning']['validation']['after'][0], places=5)
     self.assertEqual(results['tuning']['before'].keys(), results['tuning']['after'].keys())
     page = (pathlib.Path(folder) / 'report.html').read_text()
-    for words in ('the same before tuning', 'What tuning changed', 'most frequent first item', 'Divergence from before'):
+    for words in ('the same before tuning', 'What tuning changed', 'most frequent first item',
+                  'Divergence from before'):
       self.assertIn(words, page)
     weights = [np.load(find_stage(folder, name) / 'model.npz') for name in ('train', 'policy')]
     self.assertFalse(np.array_equal(weights[0]['rec/codes'], weights[1]['rec/codes']))
